@@ -1,0 +1,91 @@
+/* Contexts and devices.
+ *
+ * A context owns the threads, the memory pools and the plan cache. Programs make one and keep it; everything
+ * else is made in a context and must be released before it. A context may be used from several threads at
+ * once; a graph belongs to one thread.
+ *
+ *     tp_context_options options = TP_CONTEXT_OPTIONS_INIT;
+ *     options.threads = 4;
+ *     tp_context *ctx;
+ *     if (tp_context_create(&ctx, &options) != TP_OK) return 1;
+ *     tp_device *cpu = tp_device_cpu(ctx);
+ *     ...
+ *     tp_context_destroy(ctx);
+ */
+#ifndef TAPER_CONTEXT_H
+#define TAPER_CONTEXT_H
+
+#include "taper/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct tp_context tp_context;
+typedef struct tp_device tp_device;
+
+typedef enum tp_log_level { TP_LOG_DEBUG, TP_LOG_INFO, TP_LOG_WARN } tp_log_level;
+
+/* Receives one line of text without a newline. It may be called from several threads at once. */
+typedef void (*tp_log_fn)(void *user, tp_log_level level, const char *line);
+
+typedef struct tp_context_options {
+    size_t size;           /* sizeof(tp_context_options): set by TP_CONTEXT_OPTIONS_INIT */
+    int threads;           /* 0: TP_THREADS, or the processors this process may use */
+    uint64_t memory_limit; /* bytes a plan and its results may take; 0: no limit */
+    uint64_t cache_bytes;  /* bytes of cached plans; 0: 64 MiB */
+    bool host_fallback;    /* run operations a device has no kernel for on the CPU, logged once each */
+    bool strict;           /* report a recording error at its line through `log`, as TP_STRICT=1 does */
+    const char *fuse;      /* fusions to leave out, for instance "-lora,-pointwise"; NULL: TP_FUSE */
+    const char *verbose;   /* any of "plan,kernel,memory"; NULL: TP_VERBOSE */
+    tp_log_fn log;         /* NULL: nothing is logged */
+    void *log_user;
+} tp_context_options;
+
+#define TP_CONTEXT_OPTIONS_INIT {sizeof(tp_context_options), 0, 0, 0, false, false, NULL, NULL, NULL, NULL}
+
+/* Creates a context; `options` may be NULL. Owned: release it with tp_context_destroy. Fails with TP_EINVAL
+ * for an unknown fusion or topic, TP_ENOMEM. */
+TP_API tp_status tp_context_create(tp_context **out, const tp_context_options *options);
+
+/* Waits for what is queued, then frees the context. NULL does nothing. */
+TP_API void tp_context_destroy(tp_context *ctx);
+
+/* What the plan cache and the pools did since creation. */
+typedef struct tp_context_stats {
+    uint64_t plan_hits, plan_misses, plan_evictions; /* lookups */
+    uint64_t plans, plan_bytes;                      /* cached now */
+    uint64_t memory_now, memory_peak;                /* bytes of tensors and arenas */
+    uint64_t tensors;                                /* live storages */
+} tp_context_stats;
+
+TP_API void tp_context_get_stats(tp_context *ctx, tp_context_stats *out);
+
+/* Gives memory kept for reuse back to the system. */
+TP_API void tp_context_trim(tp_context *ctx);
+
+/* Threads that kernels run on. */
+TP_API int tp_context_threads(const tp_context *ctx);
+
+/* The CPU. Borrowed from the context; never NULL. */
+TP_API tp_device *tp_device_cpu(tp_context *ctx);
+
+/* GPU number `index`, or the CPU where there is none. Borrowed from the context; never NULL. */
+TP_API tp_device *tp_device_cuda_if_available(tp_context *ctx, int index);
+
+/* "cpu" or "cuda:0". Borrowed from the device. */
+TP_API const char *tp_device_name(const tp_device *device);
+
+/* What the device is and can do in a few words, for instance "x86-64 avx512, 2 threads". Borrowed. */
+TP_API const char *tp_device_description(const tp_device *device);
+TP_API bool tp_device_is_cuda(const tp_device *device);
+TP_API tp_context *tp_device_context(const tp_device *device);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,80 @@
+/* The contract between plans and backends.
+ *
+ * A plan is a list of steps. A step is one kernel launch: an operation, its attributes, the operands' dtypes,
+ * shapes and strides, and for each operand the slot in which its pointer stands when the plan runs. A backend
+ * lists kernels for each operation, best first and the plain reference last; the planner takes the first that
+ * accepts the step, so the choice depends on nothing that changes from run to run.
+ *
+ * Invariants: a kernel writes only its outputs and its scratch; it allocates nothing; it returns an error only
+ * if its operation has TPI_FLAG_CAN_FAIL, and then before it wrote any output that shares memory with an
+ * input. For the same step, data and thread count it gives the same bits. */
+#ifndef TAPER_BACKEND_BACKEND_H
+#define TAPER_BACKEND_BACKEND_H
+
+#include "core/threads.h"
+#include "ops/op.h"
+
+/* Sizes in elements. A stride is 0 along a broadcast dimension; strides are never negative. */
+typedef struct tpi_operand {
+    uint8_t dtype, rank;
+    bool contiguous; /* row-major without gaps (sizes 1 do not count) */
+    int64_t count;   /* elements */
+    int64_t shape[TP_MAX_RANK];
+    int64_t stride[TP_MAX_RANK];
+} tpi_operand;
+
+typedef struct tpi_kernel tpi_kernel;
+
+typedef struct tpi_step {
+    uint16_t op; /* tpi_op */
+    uint8_t n_in, n_out;
+    uint8_t optional_missing; /* bit k: output k is not wanted, its pointer is NULL */
+    const tpi_kernel *kernel;
+    const void *attr;
+    const tpi_operand *operands; /* n_in inputs, then n_out outputs */
+    const uint32_t *slots;       /* likewise; then the scratch's */
+    size_t scratch;              /* bytes */
+} tpi_step;
+
+/* One launch: the step and where its operands are now. */
+typedef struct tpi_launch {
+    const tpi_step *step;
+    void *const *slots;
+    tpi_threads *threads;
+} tpi_launch;
+
+typedef tp_status (*tpi_kernel_fn)(const tpi_launch *launch);
+
+struct tpi_kernel {
+    const char *name; /* for TP_VERBOSE=kernel: "avx512", "openblas", "reference" */
+    tpi_kernel_fn run;
+    bool (*accepts)(const tpi_step *step);                 /* NULL: everything */
+    size_t (*scratch)(const tpi_step *step, int threads);  /* bytes, TPI_ALIGN-aligned; NULL: none */
+};
+
+static inline const tpi_operand *tpi_in_operand(const tpi_step *step, int k) { return &step->operands[k]; }
+static inline const tpi_operand *tpi_out_operand(const tpi_step *step, int k) {
+    return &step->operands[step->n_in + k];
+}
+static inline const void *tpi_in(const tpi_launch *launch, int k) {
+    return launch->slots[launch->step->slots[k]];
+}
+static inline void *tpi_out(const tpi_launch *launch, int k) {
+    return launch->slots[launch->step->slots[launch->step->n_in + k]];
+}
+static inline void *tpi_scratch(const tpi_launch *launch) {
+    return launch->slots[launch->step->slots[launch->step->n_in + launch->step->n_out]];
+}
+
+typedef struct tpi_backend {
+    const char *name;
+    /* The candidates for `op`, best first, ended by a kernel whose run is NULL; NULL where there is none. */
+    const tpi_kernel *(*kernels)(tpi_op op);
+    /* What the device is, for people: "x86-64 avx512". */
+    void (*describe)(char *text, size_t bytes);
+} tpi_backend;
+
+/* The CPU. Always there. */
+const tpi_backend *tpi_backend_cpu(void);
+
+#endif

@@ -1,0 +1,76 @@
+/* Tensors and their memory.
+ *
+ * A storage is a block of memory on a device; a tensor is a view of one: offset, shape, strides. Both are
+ * reference counted. Invariants: a tensor's elements lie inside its storage; strides are ≥ 0; what a plan
+ * writes in place is a storage named by a recorded assignment, or one that nobody else holds. */
+#ifndef TAPER_CORE_TENSOR_H
+#define TAPER_CORE_TENSOR_H
+
+#include "core/event.h"
+#include "core/memory.h"
+#include "taper/tensor.h"
+
+#include <stdatomic.h>
+
+struct tp_device {
+    tp_context *context;
+    tpi_memory *memory; /* where storages come from */
+    const struct tpi_backend *backend;
+    int index; /* GPU number, -1 for the CPU */
+    char name[16];
+    char description[112];
+};
+
+typedef struct tpi_storage {
+    atomic_int references;
+    tp_device *device;
+    void *data;
+    size_t bytes;
+    void (*release)(void *user); /* memory of the caller: called at the end; NULL: from device->memory */
+    void *user;
+    bool foreign;
+    uint64_t version;           /* counts the assignments: a leaf recorded before one is stale */
+    _Atomic(tp_event *) writer; /* the last evaluation that writes it and may be under way; owned */
+} tpi_storage;
+
+struct tp_tensor {
+    atomic_int references;
+    tp_dtype dtype;
+    int rank;
+    bool contiguous;
+    int64_t count;
+    size_t offset; /* bytes into the storage */
+    tpi_storage *storage;
+    int64_t shape[TP_MAX_RANK];
+    int64_t stride[TP_MAX_RANK]; /* elements */
+};
+
+/* Contents undefined, row-major. */
+tp_status tpi_tensor_create(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out);
+
+/* A view of `base`'s storage; retains it. The caller has checked that it lies inside. */
+tp_status tpi_tensor_view(tp_tensor *base, tp_dtype dtype, int rank, const int64_t *shape,
+                          const int64_t *stride, size_t offset, tp_tensor **out);
+
+/* The first element's address, with no wait. */
+static inline void *tpi_tensor_pointer(const tp_tensor *t) { return (char *)t->storage->data + t->offset; }
+
+/* Waits for the evaluation that writes the tensor; its status. */
+tp_status tpi_tensor_wait(const tp_tensor *tensor);
+
+/* TP_EINVAL or TP_ESHAPE unless dtype, rank and sizes are legal and count · size fits; `who` begins the
+ * message. *count and *bytes may be NULL. */
+tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64_t *shape, int64_t *count,
+                          size_t *bytes);
+
+/* Row-major strides of a shape. */
+void tpi_row_major(int rank, const int64_t *shape, int64_t *stride);
+
+/* True if sizes and strides are row-major without gaps; sizes of 1 do not count. */
+bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride);
+
+/* "[2, 3]" into a buffer of TPI_SHAPE_TEXT bytes; returns it. */
+#define TPI_SHAPE_TEXT 128
+char *tpi_shape_text(int rank, const int64_t *shape, char text[TPI_SHAPE_TEXT]);
+
+#endif
