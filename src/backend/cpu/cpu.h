@@ -1,0 +1,40 @@
+/* The CPU backend's lists of kernels.
+ *
+ * Each list holds kernels of one kind in order of preference and ends with an entry whose kernel.run is NULL.
+ * An operation may stand in a list several times (a special case before the general one). registry.c puts the
+ * lists that this processor can run one behind the other: the widest vectors first, the plain reference last.
+ * Invariant: the reference accepts every step, so every operation that can reach a backend has a kernel. */
+#ifndef TAPER_BACKEND_CPU_CPU_H
+#define TAPER_BACKEND_CPU_CPU_H
+
+#include "backend/backend.h"
+
+typedef struct tpi_kernel_entry {
+    tpi_op op;
+    tpi_kernel kernel;
+} tpi_kernel_entry;
+
+#define TPI_KERNELS_END {TPI_LEAF, {NULL, NULL, NULL, NULL}}
+
+/* The oracle: the formulas as written, any strides, any mix of dtypes, sums in double. Split by group. */
+extern const tpi_kernel_entry tpi_reference_pointwise[], tpi_reference_reduce[], tpi_reference_shape[],
+    tpi_reference_linalg[], tpi_reference_nn[];
+
+/* Products through the BLAS library, f32. */
+extern const tpi_kernel_entry tpi_openblas_kernels[];
+
+#ifdef TAPER_CUSTOM_KERNELS
+#if defined(__x86_64__)
+extern const tpi_kernel_entry tpi_avx512_kernels[], tpi_avx2_kernels[];
+#elif defined(__aarch64__)
+extern const tpi_kernel_entry tpi_neon_kernels[];
+#endif
+#endif
+
+/* What a caller of the kernels may run: the best that the processor has, capped by TP_ISA ("avx512", "avx2",
+ * "baseline"). AVX2 means AVX2, FMA and F16C; AVX-512 means F, BW, DQ and VL with all of AVX2's. */
+typedef enum tpi_isa { TPI_ISA_BASELINE, TPI_ISA_NEON, TPI_ISA_AVX2, TPI_ISA_AVX512 } tpi_isa;
+
+tpi_isa tpi_cpu_isa(void);
+
+#endif
