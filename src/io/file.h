@@ -54,9 +54,10 @@ tp_status tpi_atomic_write(tpi_atomic_file *file, const void *data, size_t size)
 tp_status tpi_atomic_commit(tpi_atomic_file *file); /* consumed; on failure the temporary file is gone */
 void tpi_atomic_abort(tpi_atomic_file *file);       /* consumed; NULL does nothing */
 
-/* --- A directory replaced atomically: fill tpi_atomic_dir_path(), then commit. The old directory, if there
- * was one, is removed after the exchange. Temporary names are "<path>.tmp-<pid>-<n>"; one that a killed
- * process left holds nothing of value. --- */
+/* --- A directory replaced atomically: fill tpi_atomic_dir_path() with files that are themselves written
+ * atomically, then commit. The old directory, if there was one, is removed after the exchange. Temporary
+ * names are
+ * "<path>.tmp-<pid>-<n>"; one that a killed process left holds nothing of value. --- */
 typedef struct tpi_atomic_dir tpi_atomic_dir;
 
 tp_status tpi_atomic_dir_open(const char *path, tpi_atomic_dir **out);
