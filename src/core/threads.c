@@ -1,0 +1,211 @@
+/* A fork-join pool. The trick: a job is published by one counter that workers watch, first spinning for about
+ * as long as waking a thread takes, then asleep on it with a futex. Starting a job costs a system call only
+ * where somebody sleeps. With more threads than processors nobody spins, since the spinner would hold the
+ * processor that the other needs. */
+#include "core/threads.h"
+#include "core/alloc.h"
+#include "core/error.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SPIN_NANOSECONDS 50000
+#define PAUSES_PER_CLOCK 32 /* reading the clock is as slow as a pause */
+
+typedef struct worker {
+    tpi_threads *pool;
+    pthread_t thread;
+    int index;
+} worker;
+
+/* Invariant: `fn`, `arg` and `stopping` change only while `pending` is 0 and `busy` is held; a worker reads
+ * them after it saw `job` change, and before it takes itself off `pending`. */
+struct tpi_threads {
+    alignas(TPI_ALIGN) atomic_uint job; /* counts the jobs: workers sleep on it */
+    alignas(TPI_ALIGN)
+        atomic_uint pending; /* workers that have not finished the job: the caller sleeps on it */
+    alignas(TPI_ALIGN) atomic_int sleepers; /* workers that sleep or are about to */
+    atomic_bool caller_sleeps;
+    alignas(TPI_ALIGN) atomic_flag busy;
+    void (*fn)(void *arg, int index, int count);
+    void *arg;
+    bool stopping, spin;
+    int count, started;
+    worker *workers; /* count - 1 */
+};
+
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Sleeps unless *word differs from `value` already. May return for no reason. */
+static void futex_wait(atomic_uint *word, unsigned value) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void futex_wake(atomic_uint *word, int threads) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, threads, NULL, NULL, 0);
+}
+
+/* Spins for a while as long as *word is `value`; true if it changed. */
+static bool spin_while(const tpi_threads *pool, atomic_uint *word, unsigned value) {
+    int64_t deadline = pool->spin ? nanoseconds() + SPIN_NANOSECONDS : 0;
+    do {
+        for (int i = 0; i < PAUSES_PER_CLOCK; i++) {
+            if (atomic_load_explicit(word, memory_order_acquire) != value) return true;
+            if (!pool->spin) return false;
+            pause_briefly();
+        }
+    } while (nanoseconds() < deadline);
+    return false;
+}
+
+/* The sleeper is counted before the kernel compares the word, and the waker changes the word before it reads
+ * the count: one of the two sees the other. That takes sequential consistency. */
+static void wait_for_job(tpi_threads *pool, unsigned seen) {
+    if (spin_while(pool, &pool->job, seen)) return;
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (atomic_load(&pool->job) == seen) futex_wait(&pool->job, seen);
+    atomic_fetch_sub(&pool->sleepers, 1);
+}
+
+static void wait_for_workers(tpi_threads *pool) {
+    unsigned left;
+    while ((left = atomic_load_explicit(&pool->pending, memory_order_acquire)) != 0) {
+        if (spin_while(pool, &pool->pending, left)) continue;
+        atomic_store(&pool->caller_sleeps, true);
+        if (atomic_load(&pool->pending) == left) futex_wait(&pool->pending, left);
+        atomic_store(&pool->caller_sleeps, false);
+    }
+}
+
+static void start_job(tpi_threads *pool, void (*fn)(void *, int, int), void *arg) {
+    pool->fn = fn;
+    pool->arg = arg;
+    atomic_store_explicit(&pool->pending, (unsigned)pool->started, memory_order_relaxed);
+    atomic_fetch_add(&pool->job, 1);
+    if (atomic_load(&pool->sleepers) > 0) futex_wake(&pool->job, INT_MAX);
+}
+
+static void *work(void *arg) {
+    worker *self = arg;
+    tpi_threads *pool = self->pool;
+    for (unsigned seen = 0;; seen++) { /* every worker takes part in every job, so it misses none */
+        wait_for_job(pool, seen);
+        bool stopping = pool->stopping;
+        if (!stopping) pool->fn(pool->arg, self->index, pool->count);
+        if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_sleeps))
+            futex_wake(&pool->pending, 1);
+        if (stopping) return NULL;
+    }
+}
+
+int tpi_threads_available(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+    long online = sysconf(_SC_NPROCESSORS_ONLN); /* more processors than cpu_set_t holds */
+    return online < 1 ? 1 : (int)online;
+}
+
+tp_status tpi_threads_create(tpi_threads **out, int count) {
+    *out = NULL;
+    if (count < 1) return tpi_fail(TP_EINVAL, "threads: at least 1 expected, got %d", count);
+    tpi_threads *pool = tpi_aligned_alloc(sizeof *pool);
+    if (!pool) return TP_ENOMEM;
+    memset(pool, 0, sizeof *pool);
+    atomic_flag_clear(&pool->busy);
+    pool->count = count;
+    pool->spin = count <= tpi_threads_available();
+    if (!(pool->workers = tpi_calloc((size_t)count, sizeof *pool->workers))) {
+        tpi_threads_destroy(pool);
+        return TP_ENOMEM;
+    }
+    for (; pool->started < count - 1; pool->started++) {
+        worker *next = &pool->workers[pool->started];
+        next->pool = pool;
+        next->index = pool->started + 1;
+        int error = pthread_create(&next->thread, NULL, work, next);
+        if (error) {
+            int number = next->index + 1;
+            tpi_threads_destroy(pool);
+            return tpi_fail(TP_ENOMEM, "could not start thread %d of %d: %s", number, count, strerror(error));
+        }
+    }
+    *out = pool;
+    return TP_OK;
+}
+
+void tpi_threads_destroy(tpi_threads *threads) {
+    if (!threads) return;
+    threads->stopping = true;
+    start_job(threads, NULL, NULL);
+    for (int i = 0; i < threads->started; i++) pthread_join(threads->workers[i].thread, NULL);
+    tpi_free(threads->workers);
+    tpi_free(threads);
+}
+
+int tpi_threads_count(const tpi_threads *threads) {
+    return threads->count;
+}
+
+void tpi_parallel(tpi_threads *threads, void (*fn)(void *arg, int index, int count), void *arg) {
+    int count = threads->count;
+    if (count == 1 || atomic_flag_test_and_set_explicit(&threads->busy, memory_order_acquire)) {
+        for (int i = 0; i < count; i++) fn(arg, i, count);
+        return;
+    }
+    start_job(threads, fn, arg);
+    fn(arg, 0, count);
+    wait_for_workers(threads);
+    atomic_flag_clear_explicit(&threads->busy, memory_order_release);
+}
+
+typedef struct split {
+    void (*fn)(void *arg, int64_t begin, int64_t end);
+    void *arg;
+    int64_t n, grain, pieces;
+} split;
+
+/* Piece `index`: its share of the whole grains, and for the last one what is left over. */
+static void run_piece(void *arg, int index, int count) {
+    const split *job = arg;
+    (void)count;
+    if (index >= job->pieces) return;
+    int64_t share = job->n / job->grain / job->pieces, extra = job->n / job->grain % job->pieces;
+    int64_t begin = index * share + (index < extra ? index : extra);
+    int64_t end = begin + share + (index < extra);
+    job->fn(job->arg, begin * job->grain, index == job->pieces - 1 ? job->n : end * job->grain);
+}
+
+void tpi_parallel_for(tpi_threads *threads, int64_t n, int64_t grain,
+                      void (*fn)(void *arg, int64_t begin, int64_t end), void *arg) {
+    if (n <= 0) return;
+    if (grain < 1) grain = 1;
+    int64_t pieces = n / grain < threads->count ? n / grain : threads->count;
+    if (pieces <= 1) {
+        fn(arg, 0, n);
+        return;
+    }
+    split job = {fn, arg, n, grain, pieces};
+    tpi_parallel(threads, run_piece, &job);
+}
