@@ -4,7 +4,7 @@
 #include <string.h>
 
 void tpi_lines_init(tpi_lines *lines, const void *data, size_t size) {
-    const char *text = data;
+    const char *text = size > 0 ? data : "";
     bool marked = size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0;
     *lines = (tpi_lines){.next = text + (marked ? 3 : 0), .end = text + size};
 }

@@ -157,7 +157,8 @@ static tp_status read_tensors(tpi_safetensors *st, const shard *s, const char *d
         TPI_TRY(tpi_grow(&st->tensors, &st->capacity, st->count + 1, sizeof tensor));
         st->tensors[st->count++] = tensor;
     }
-    return check_layout(s, st->tensors + first, st->count - first, data, size);
+    size_t count = st->count - first;
+    return check_layout(s, count > 0 ? st->tensors + first : NULL, count, data, size);
 }
 
 static tp_status read_shard(tpi_safetensors *st, shard *s, const char *bytes, size_t size) {
