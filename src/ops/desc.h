@@ -38,8 +38,12 @@ typedef struct tpi_op_desc {
 
 extern const tpi_op_desc tpi_ops[TPI_OP_COUNT];
 
-#define tpi_infer_none NULL
-#define tpi_vjp_none   NULL
+/* The functions that the table names. `none` stands for NULL: it is declared here but never defined. */
+#define OP(NAME, text, min_in, max_in, n_out, flags, infer, vjp, saves, inputs)                              \
+    tp_status tpi_infer_##infer(tpi_infer *call);                                                            \
+    void tpi_vjp_##vjp(tpi_vjp *call);
+#include "ops/ops.def"
+#undef OP
 
 /* NumPy broadcasting of two shapes (ranks may differ) into `out`; TP_ESHAPE with both shapes in the message. */
 tp_status tpi_broadcast_shapes(const tpi_signature *a, const tpi_signature *b, tpi_signature *out);
