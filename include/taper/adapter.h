@@ -77,7 +77,6 @@ TP_API tp_status tp_adapter_save(const tp_adapter *adapter, const char *director
 TP_API void tp_adapter_destroy(tp_adapter *adapter);
 
 typedef struct tp_adapter_info {
-    size_t size; /* sizeof(tp_adapter_info): set by the caller */
     int64_t rank;
     double alpha, dropout;
     bool rslora;

@@ -56,7 +56,6 @@ TP_API void tp_model_destroy(tp_model *model);
 /* ---- what it is ---- */
 
 typedef struct tp_model_info {
-    size_t size;              /* sizeof(tp_model_info): set by the caller */
     const char *architecture; /* "LlamaForCausalLM"; borrowed */
     const char *directory;    /* as given; borrowed */
     int64_t layers, hidden_size, intermediate_size, heads, kv_heads, head_dim, vocab_size;
