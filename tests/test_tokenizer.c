@@ -1,0 +1,582 @@
+/* The tokenizer against Hugging Face's (golden files), against hostile files and texts, and against itself.
+ */
+#include "core/alloc.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "taper/tokenizer.h"
+#include "tokenizer/pattern.h"
+#include "tokenizer/text.h"
+
+#include <criterion/criterion.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GOLDEN TAPER_TEST_DATA "/golden/tokenizer/"
+
+static tp_tokenizer *parse(const char *json) {
+    tp_tokenizer *tokenizer;
+    cr_assert_eq(tp_tokenizer_parse(json, strlen(json), &tokenizer), TP_OK, "%s", tp_error_message());
+    return tokenizer;
+}
+
+static tp_tokenizer *load(const char *path) {
+    tp_tokenizer *tokenizer;
+    cr_assert_eq(tp_tokenizer_load(path, &tokenizer), TP_OK, "%s", tp_error_message());
+    return tokenizer;
+}
+
+/* --- Golden --- */
+
+typedef struct ids {
+    int32_t data[2048];
+    size_t count;
+} ids;
+
+static ids ids_of(tpi_json list) {
+    ids out = {.count = 0};
+    for (tpi_json v = tpi_json_first(list); tpi_json_exists(v); v = tpi_json_next(v)) {
+        int64_t id;
+        cr_assert_eq(tpi_json_as_int(v, 0, INT32_MAX, &id), TP_OK);
+        cr_assert_lt(out.count, sizeof out.data / sizeof *out.data);
+        out.data[out.count++] = (int32_t)id;
+    }
+    return out;
+}
+
+/* The member "<key>", or "<key>_hex" in the buffer: a text that holds NUL. NULL without either. */
+static const char *text_of(tpi_json entry, const char *key, char *buffer, size_t *length) {
+    char hex_key[32];
+    const char *text, *hex;
+    snprintf(hex_key, sizeof hex_key, "%s_hex", key);
+    cr_assert_eq(tpi_json_get_string_or(entry, hex_key, NULL, &hex), TP_OK);
+    if (hex) {
+        *length = strlen(hex) / 2;
+        for (size_t i = 0; i < *length; i++) {
+            const char pair[] = {hex[2 * i], hex[2 * i + 1], 0};
+            buffer[i] = (char)strtol(pair, NULL, 16);
+        }
+        return buffer;
+    }
+    cr_assert_eq(tpi_json_get_string_or(entry, key, NULL, &text), TP_OK, "%s", tp_error_message());
+    *length = text ? strlen(text) : 0;
+    return text;
+}
+
+static bool same_text(const char *a, size_t a_length, const char *b, size_t b_length) {
+    return a_length == b_length && memcmp(a, b, a_length) == 0;
+}
+
+static void check_encode(const tp_tokenizer *t, const char *name, size_t row, const char *text, size_t length,
+                         bool add_special, ids want) {
+    int32_t *got;
+    size_t count;
+    cr_assert_eq(tp_tokenizer_encode(t, text, length, add_special, &got, &count), TP_OK, "%s",
+                 tp_error_message());
+    bool same = count == want.count && memcmp(got, want.data, count * sizeof *got) == 0;
+    size_t i = 0;
+    while (i < count && i < want.count && got[i] == want.data[i]) i++;
+    cr_expect(same, "%s, case %zu \"%s\": %zu ids, expected %zu; first difference at %zu", name, row, text,
+              count, want.count, i);
+    tp_ids_free(got);
+}
+
+static void check_decode(tp_tokenizer *t, const char *name, size_t row, const ids *list, bool skip,
+                         const char *want, size_t want_length) {
+    char *whole;
+    size_t length, given = 0;
+    cr_assert_eq(tp_tokenizer_decode(t, list->data, list->count, skip, &whole, &length), TP_OK);
+    cr_expect(same_text(whole, length, want, want_length), "%s, case %zu: decoded \"%s\", expected \"%s\"",
+              name, row, whole, want);
+
+    tp_decode_stream *stream;
+    cr_assert_eq(tp_decode_stream_create(t, skip, &stream), TP_OK);
+    for (size_t i = 0; i <= list->count; i++) {
+        const char *piece;
+        size_t size;
+        tp_status status = i < list->count ? tp_decode_stream_push(stream, list->data[i], &piece, &size)
+                                           : tp_decode_stream_flush(stream, &piece, &size);
+        cr_assert_eq(status, TP_OK);
+        cr_expect(given + size <= length && memcmp(whole + given, piece, size) == 0,
+                  "%s, case %zu: piece %zu", name, row, i);
+        cr_expect(size == 0 || ((uint8_t)piece[0] & 0xc0) != 0x80, "a piece begins within a character");
+        cr_expect_eq(tpi_text_unfinished(piece, size), 0, "a piece ends within a character");
+        given += size;
+    }
+    cr_expect_eq(given, length);
+    tp_decode_stream_destroy(stream);
+    tp_text_free(whole);
+}
+
+static void check_encode_case(tp_tokenizer *t, const char *name, size_t row, tpi_json entry) {
+    char buffer[256], decoded_buffer[256];
+    size_t length, decoded_length;
+    tpi_json list, special;
+    const char *text = text_of(entry, "text", buffer, &length);
+    cr_assert_eq(tpi_json_get_array(entry, "ids", &list), TP_OK);
+    ids want = ids_of(list);
+    check_encode(t, name, row, text, length, false, want);
+    const char *decoded = text_of(entry, "decoded", decoded_buffer, &decoded_length);
+    check_decode(t, name, row, &want, false, decoded ? decoded : text, decoded ? decoded_length : length);
+    cr_assert_eq(tpi_json_get_array_or(entry, "special_ids", &special), TP_OK);
+    if (tpi_json_exists(special)) check_encode(t, name, row, text, length, true, ids_of(special));
+}
+
+static void check_decode_case(tp_tokenizer *t, const char *name, size_t row, tpi_json entry) {
+    tpi_json list;
+    size_t length;
+    cr_assert_eq(tpi_json_get_array(entry, "ids", &list), TP_OK);
+    ids given = ids_of(list);
+    const char *text = text_of(entry, "text", NULL, &length);
+    check_decode(t, name, row, &given, false, text, length);
+    text = text_of(entry, "skipped", NULL, &length);
+    check_decode(t, name, row, &given, true, text, length);
+}
+
+static void check_golden(const char *folder) {
+    char path[512];
+    tpi_json_doc *doc;
+    tpi_json list;
+    tp_tokenizer *t = load(folder);
+    snprintf(path, sizeof path, "%s/cases.json", folder);
+    cr_assert_eq(tpi_json_load(path, &doc), TP_OK, "%s", tp_error_message());
+    const char *name = strrchr(folder, '/') + 1;
+    size_t row = 0;
+    cr_assert_eq(tpi_json_get_array(tpi_json_root(doc), "encode", &list), TP_OK);
+    for (tpi_json v = tpi_json_first(list); tpi_json_exists(v); v = tpi_json_next(v))
+        check_encode_case(t, name, row++, v);
+    cr_assert_gt(row, 200);
+    cr_assert_eq(tpi_json_get_array(tpi_json_root(doc), "decode", &list), TP_OK);
+    row = 0;
+    for (tpi_json v = tpi_json_first(list); tpi_json_exists(v); v = tpi_json_next(v))
+        check_decode_case(t, name, row++, v);
+    cr_assert_gt(row, 50);
+    tpi_json_destroy(doc);
+    tp_tokenizer_release(t);
+}
+
+Test(tokenizer, golden) {
+    char **names;
+    size_t count;
+    int64_t live = tpi_alloc_live();
+    cr_assert_eq(tpi_dir_list(GOLDEN, &names, &count), TP_OK, "%s", tp_error_message());
+    cr_assert_geq(count, 12);
+    for (size_t i = 0; i < count; i++) {
+        char folder[512];
+        snprintf(folder, sizeof folder, GOLDEN "%s", names[i]);
+        check_golden(folder);
+    }
+    tpi_dir_list_free(names, count);
+    cr_assert_eq(tpi_alloc_live(), live);
+}
+
+/* --- The vocabulary --- */
+
+#define MODEL(vocab, merges) "\"model\":{\"type\":\"BPE\",\"vocab\":" vocab ",\"merges\":" merges "}"
+#define ABC                  "{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"abc\":4}"
+#define SMALL                MODEL(ABC, "[\"a b\",[\"ab\",\"c\"]]")
+#define BYTES                                                                                                \
+    "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},\"decoder\":{\"type\":"           \
+    "\"ByteLevel\"}"
+
+Test(tokenizer, vocabulary) {
+    tp_tokenizer *t = parse("{\"added_tokens\":[{\"id\":9,\"content\":\"<e>\",\"special\":true}]," SMALL "}");
+    size_t length;
+    cr_assert_eq(tp_tokenizer_vocab_size(t), 10);
+    cr_assert_eq(tp_tokenizer_id(t, "abc"), 4);
+    cr_assert_eq(tp_tokenizer_id(t, "<e>"), 9);
+    cr_assert_eq(tp_tokenizer_id(t, "nothing"), -1);
+    cr_assert_str_eq(tp_tokenizer_token(t, 9, &length), "<e>");
+    cr_assert_eq(length, 3);
+    for (int32_t id = 5; id < 9; id++) cr_assert_null(tp_tokenizer_token(t, id, NULL));
+    cr_assert_null(tp_tokenizer_token(t, -1, NULL));
+    cr_assert_null(tp_tokenizer_token(t, INT32_MAX, NULL));
+    cr_assert(tp_tokenizer_is_special(t, 9));
+    cr_assert_not(tp_tokenizer_is_special(t, 4));
+    cr_assert_not(tp_tokenizer_is_special(t, -5));
+    cr_assert_eq(tp_tokenizer_retain(t), t);
+    tp_tokenizer_release(t);
+    cr_assert_eq(tp_tokenizer_id(t, "ab"), 3);
+    tp_tokenizer_release(t);
+    tp_tokenizer_release(NULL);
+    tp_decode_stream_destroy(NULL);
+    tp_ids_free(NULL);
+    tp_text_free(NULL);
+}
+
+/* --- Text that is no UTF-8 --- */
+
+Test(tokenizer, invalid_utf8_is_replaced_by_maximal_subparts) {
+    static const struct {
+        const char *bytes, *text;
+    } cases[] = {
+        {"a\xff"
+         "b",
+         "a\uFFFDb"},
+        {"\x80\x80", "\uFFFD\uFFFD"},
+        {"\xc0\xaf", "\uFFFD\uFFFD"},
+        {"\xe0\x80\x80", "\uFFFD\uFFFD\uFFFD"},
+        {"\xed\xa0\x80", "\uFFFD\uFFFD\uFFFD"},
+        {"\xf0\x9f\x99", "\uFFFD"},
+        {"\xf0\x9f\x99x", "\uFFFDx"},
+        {"\xf4\x90\x80\x80", "\uFFFD\uFFFD\uFFFD\uFFFD"},
+        {"\xe2\x82\xe2\x82\xac", "\uFFFD\u20AC"},
+    };
+    tp_tokenizer *t = load(GOLDEN "gpt2");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int32_t *got, *want;
+        size_t got_count, want_count;
+        cr_assert_eq(tp_tokenizer_encode(t, cases[i].bytes, strlen(cases[i].bytes), false, &got, &got_count),
+                     TP_OK);
+        cr_assert_eq(tp_tokenizer_encode(t, cases[i].text, strlen(cases[i].text), false, &want, &want_count),
+                     TP_OK);
+        cr_expect_eq(got_count, want_count, "case %zu", i);
+        cr_expect_arr_eq(got, want, want_count * sizeof *want, "case %zu", i);
+        tp_ids_free(got);
+        tp_ids_free(want);
+    }
+    tp_tokenizer_release(t);
+}
+
+Test(tokenizer, empty_text) {
+    tp_tokenizer *t = load(GOLDEN "llama3");
+    int32_t *list;
+    char *text;
+    size_t count, length;
+    cr_assert_eq(tp_tokenizer_encode(t, NULL, 0, false, &list, &count), TP_OK);
+    cr_assert_not_null(list);
+    cr_assert_eq(count, 0);
+    tp_ids_free(list);
+    cr_assert_eq(tp_tokenizer_encode(t, "", 0, true, &list, &count), TP_OK);
+    cr_assert_eq(count, 1);
+    cr_assert_eq(list[0], tp_tokenizer_id(t, "<|begin|>"));
+    tp_ids_free(list);
+    cr_assert_eq(tp_tokenizer_decode(t, NULL, 0, false, &text, &length), TP_OK);
+    cr_assert_str_eq(text, "");
+    tp_text_free(text);
+    cr_assert_eq(tp_tokenizer_encode(t, "", (size_t)INT32_MAX + 1, false, &list, &count), TP_EINVAL);
+    cr_assert_null(list);
+    tp_tokenizer_release(t);
+}
+
+/* --- Hostile files: each an error of one line that names the file and the place --- */
+
+Test(tokenizer, hostile_files) {
+    static const struct {
+        const char *json;
+        tp_status status;
+        const char *said; /* in the message */
+    } cases[] = {
+        {"", TP_EFORMAT, "tokenizer.json"},
+        {"{", TP_EFORMAT, "tokenizer.json"},
+        {"[]", TP_EFORMAT, "expected an object"},
+        {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{}}}", TP_EUNSUPPORTED, "WordPiece"},
+        {"{\"model\":{\"vocab\":{}}}", TP_EFORMAT, "merges"},
+        {"{\"model\":{\"merges\":[]}}", TP_EFORMAT, "vocab"},
+        {"{\"new_thing\":1," SMALL "}", TP_EUNSUPPORTED, "new_thing"},
+        {"{" MODEL("{\"a\":-1}", "[]") "}", TP_EFORMAT, "model.vocab.a"},
+        {"{" MODEL("{\"a\":4294967296}", "[]") "}", TP_EFORMAT, "model.vocab.a"},
+        {"{" MODEL("{\"a\":2147483647}", "[]") "}", TP_EFORMAT, "model.vocab.a"},
+        {"{" MODEL("{\"a\":1.5}", "[]") "}", TP_EFORMAT, "model.vocab.a"},
+        {"{" MODEL("{\"a\":\"1\"}", "[]") "}", TP_EFORMAT, "model.vocab.a"},
+        {"{" MODEL("{\"a\":1,\"b\":1}", "[]") "}", TP_EFORMAT, "id 1 already belongs to \"a\""},
+        {"{" MODEL("{\"a\":1,\"a\":2}", "[]") "}", TP_EFORMAT, "duplicate key"},
+        {"{" MODEL(ABC, "[\"a b\",\"a b\"]") "}", TP_EFORMAT, "merges[1]"},
+        {"{" MODEL(ABC, "[\"a b\",[\"a\",\"b\"]]") "}", TP_EFORMAT, "merges[1]"},
+        {"{" MODEL(ABC, "[\"a x\"]") "}", TP_EFORMAT, "\"x\" is not in the vocabulary"},
+        {"{" MODEL(ABC, "[\"b a\"]") "}", TP_EFORMAT, "\"ba\" is not in the vocabulary"},
+        {"{" MODEL(ABC, "[\"ab\"]") "}", TP_EFORMAT, "merges[0]"},
+        {"{" MODEL(ABC, "[\"a b c\"]") "}", TP_EFORMAT, "merges[0]"},
+        {"{" MODEL(ABC, "[\"a \"]") "}", TP_EFORMAT, "empty part"},
+        {"{" MODEL("{\"\":0,\"a\":1}", "[[\"a\",\"\"]]") "}", TP_EFORMAT, "empty part"},
+        {"{" MODEL(ABC, "[[\"a\"]]") "}", TP_EFORMAT, "merges[0]"},
+        {"{" MODEL(ABC, "[[\"a\",\"b\",\"c\"]]") "}", TP_EFORMAT, "expected two tokens, got 3"},
+        {"{" MODEL(ABC, "[7]") "}", TP_EFORMAT, "merges[0]"},
+        {"{\"model\":{\"vocab\":{},\"merges\":[],\"dropout\":0.1}}", TP_EUNSUPPORTED, "model.dropout"},
+        {"{\"model\":{\"vocab\":{},\"merges\":[],\"end_of_word_suffix\":\"</w>\"}}", TP_EUNSUPPORTED,
+         "model.end_of_word_suffix"},
+        {"{\"model\":{\"vocab\":{},\"merges\":[],\"continuing_subword_prefix\":\"##\"}}", TP_EUNSUPPORTED,
+         "model.continuing_subword_prefix"},
+        {"{\"normalizer\":{\"type\":\"StripAccents\"}," SMALL "}", TP_EUNSUPPORTED, "normalizer"},
+        {"{\"normalizer\":{}," SMALL "}", TP_EFORMAT, "type"},
+        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\"}," SMALL "}", TP_EUNSUPPORTED, "Metaspace"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":\"Isolated\"}"
+         "," SMALL "}",
+         TP_EFORMAT, "pre_tokenizer.pattern"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a&&b]\"},\"behavior\":"
+         "\"Isolated\"}," SMALL "}",
+         TP_EUNSUPPORTED, "offset 2"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?m:.)\"},\"behavior\":"
+         "\"Isolated\"}," SMALL "}",
+         TP_EUNSUPPORTED, "(?m)"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Odd\"}," SMALL
+         "}",
+         TP_EUNSUPPORTED, "Odd"},
+        {"{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":"
+         "\"Digits\"}]}"
+         "," SMALL "}",
+         TP_EUNSUPPORTED, "behind ByteLevel"},
+        {"{\"decoder\":{\"type\":\"Metaspace\"}," SMALL "}", TP_EUNSUPPORTED, "decoder"},
+        {"{\"added_tokens\":[{\"id\":9}]," SMALL "}", TP_EFORMAT, "added_tokens[0]"},
+        {"{\"added_tokens\":[{\"id\":9,\"content\":\"\"}]," SMALL "}", TP_EFORMAT, "added_tokens[0]"},
+        {"{\"added_tokens\":[{\"id\":1,\"content\":\"x\"}]," SMALL "}", TP_EFORMAT,
+         "id 1 already belongs to \"b\""},
+        {"{\"added_tokens\":[{\"id\":7,\"content\":\"a\"}]," SMALL "}", TP_EFORMAT, "already has the id 0"},
+        {"{\"added_tokens\":[{\"id\":99999999999,\"content\":\"x\"}]," SMALL "}", TP_EFORMAT,
+         "added_tokens[0].id"},
+        {"{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"x\"}}]"
+         ","
+         "\"special_tokens\":{\"x\":{\"ids\":[77]}}}," SMALL "}",
+         TP_EFORMAT, "no token has the id 77"},
+        {"{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[],\"special_tokens\":{}}," SMALL
+         "}",
+         TP_EUNSUPPORTED, "single"},
+        {"{\"post_processor\":{\"type\":\"RobertaProcessing\",\"cls\":[],\"sep\":[\"a\",0]}," SMALL "}",
+         TP_EFORMAT, "post_processor.cls"},
+    };
+    int64_t live = tpi_alloc_live();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tp_tokenizer *t = (tp_tokenizer *)&live;
+        tp_status status = tp_tokenizer_parse(cases[i].json, strlen(cases[i].json), &t);
+        cr_expect_eq(status, cases[i].status, "case %zu: %s: %s", i, tp_status_name(status),
+                     tp_error_message());
+        cr_expect_null(t);
+        cr_expect(strstr(tp_error_message(), cases[i].said), "case %zu: \"%s\" lacks \"%s\"", i,
+                  tp_error_message(), cases[i].said);
+        cr_expect(strncmp(tp_error_message(), "tokenizer.json", 14) == 0, "case %zu: %s", i,
+                  tp_error_message());
+        cr_expect_null(strchr(tp_error_message(), '\n'));
+    }
+    cr_assert_eq(tpi_alloc_live(), live);
+}
+
+Test(tokenizer, million_brackets) {
+    size_t n = 1000000;
+    char *json = malloc(n);
+    tp_tokenizer *t;
+    memset(json, '[', n);
+    cr_assert_eq(tp_tokenizer_parse(json, n, &t), TP_EFORMAT);
+    for (size_t i = 0; i + 5 <= n; i += 5) memcpy(json + i, "{\"a\":", 5);
+    cr_assert_eq(tp_tokenizer_parse(json, n, &t), TP_EFORMAT);
+    free(json);
+}
+
+Test(tokenizer, missing_file) {
+    tp_tokenizer *t;
+    cr_assert_eq(tp_tokenizer_load("/nonexistent/tokenizer.json", &t), TP_EIO);
+    cr_assert_null(t);
+    cr_assert(strstr(tp_error_message(), "/nonexistent/tokenizer.json"));
+}
+
+Test(tokenizer, pattern_that_backtracks_is_an_error) {
+    tp_tokenizer *t = parse("{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a+)+$\"},"
+                            "\"behavior\":\"Isolated\"}," SMALL "}");
+    char text[64];
+    int32_t *list;
+    size_t count;
+    memset(text, 'a', sizeof text);
+    text[sizeof text - 1] = '!';
+    cr_assert_eq(tp_tokenizer_encode(t, text, sizeof text, false, &list, &count), TP_EFORMAT);
+    cr_assert(strstr(tp_error_message(), "match limit"), "%s", tp_error_message());
+    cr_assert_null(list);
+    tp_tokenizer_release(t);
+}
+
+/* A group repeated a million times does not fit the JIT's stack; the interpreter takes over. */
+Test(tokenizer, long_repetition_of_a_group) {
+    tp_tokenizer *t = parse("{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?:ab|c)+\"},"
+                            "\"behavior\":\"Isolated\"}," SMALL "}");
+    size_t n = 400000, count;
+    char *text = malloc(n);
+    int32_t *list;
+    for (size_t i = 0; i < n; i++) text[i] = i % 2 ? 'b' : 'a';
+    cr_assert_eq(tp_tokenizer_encode(t, text, n, false, &list, &count), TP_OK, "%s", tp_error_message());
+    cr_assert_eq(count, n / 2);
+    tp_ids_free(list);
+    free(text);
+    tp_tokenizer_release(t);
+}
+
+Test(tokenizer, unknown_token_that_is_missing) {
+    tp_tokenizer *t = parse("{\"model\":{\"unk_token\":\"<unk>\",\"vocab\":{\"a\":0},\"merges\":[]}}");
+    int32_t *list;
+    size_t count;
+    cr_assert_eq(tp_tokenizer_encode(t, "aa", 2, false, &list, &count), TP_OK);
+    cr_assert_eq(count, 2);
+    tp_ids_free(list);
+    cr_assert_eq(tp_tokenizer_encode(t, "ab", 2, false, &list, &count), TP_EFORMAT);
+    cr_assert(strstr(tp_error_message(), "unk_token"));
+    tp_tokenizer_release(t);
+}
+
+/* --- Size: one word of a million letters must not take quadratic time --- */
+
+Test(tokenizer, megabyte_of_one_letter, .timeout = 60) {
+    tp_tokenizer *t = load(GOLDEN "qwen2");
+    size_t n = 1 << 20, count, length;
+    char *text = malloc(n), *back;
+    int32_t *list;
+    memset(text, 'a', n);
+    cr_assert_eq(tp_tokenizer_encode(t, text, n, false, &list, &count), TP_OK, "%s", tp_error_message());
+    cr_assert_eq(tp_tokenizer_decode(t, list, count, false, &back, &length), TP_OK);
+    cr_assert(same_text(back, length, text, n));
+    tp_text_free(back);
+    tp_ids_free(list);
+    memset(text, ' ', n);
+    cr_assert_eq(tp_tokenizer_encode(t, text, n, false, &list, &count), TP_OK, "%s", tp_error_message());
+    tp_ids_free(list);
+    free(text);
+    tp_tokenizer_release(t);
+}
+
+/* Marks whose order alternates: the canonical ordering must not take quadratic time. */
+Test(tokenizer, megabyte_of_combining_marks, .timeout = 60) {
+    tp_tokenizer *t = load(GOLDEN "qwen2");
+    size_t n = 1 << 20, count;
+    char *text = malloc(n);
+    int32_t *list;
+    for (size_t i = 0; i < n; i += 4) memcpy(text + i, "\u0301\u0323", 4);
+    cr_assert_eq(tp_tokenizer_encode(t, text, n, false, &list, &count), TP_OK, "%s", tp_error_message());
+    cr_assert_gt(count, 0);
+    tp_ids_free(list);
+    free(text);
+    tp_tokenizer_release(t);
+}
+
+/* --- Memory that runs short, at every allocation --- */
+
+static const char swept[] =
+    "{\"added_tokens\":[{\"id\":9,\"content\":\"<e>\",\"special\":true},{\"id\":10,\"content\":\"e\u0301\","
+    "\"normalized\":true}],"
+    "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"},{"
+    "\"type\":"
+    "\"Replace\",\"pattern\":{\"String\":\"x\"},\"content\":\"abc\"},{\"type\":\"Prepend\",\"prepend\":\"c\"}"
+    "]},"
+    "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":"
+    "true},"
+    "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}]},\"decoder\":{\"type\":\"ByteLevel\"},"
+    "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<e>\"}},"
+    "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<e>\":{\"ids\":[9]}}},"
+    "\"model\":{\"ignore_merges\":true,\"unk_token\":\"a\",\"vocab\":" ABC
+    ",\"merges\":[\"a b\",[\"ab\",\"c\"]]}}";
+
+/* Everything the interface does, once. */
+static tp_status use_everything(void) {
+    static const char text[] = "abcab <e> x\u0301e\u0323\u0301 12 \xff";
+    tp_tokenizer *t = NULL;
+    tp_decode_stream *stream = NULL;
+    int32_t *list = NULL;
+    char *back = NULL;
+    const char *piece;
+    size_t count = 0, length;
+    tp_status status = tp_tokenizer_parse(swept, sizeof swept - 1, &t);
+    if (status == TP_OK) status = tp_tokenizer_encode(t, text, sizeof text - 1, true, &list, &count);
+    if (status == TP_OK) status = tp_tokenizer_decode(t, list, count, false, &back, &length);
+    if (status == TP_OK) status = tp_decode_stream_create(t, false, &stream);
+    for (size_t i = 0; i < count && status == TP_OK; i++)
+        status = tp_decode_stream_push(stream, list[i], &piece, &length);
+    if (status == TP_OK) status = tp_decode_stream_flush(stream, &piece, &length);
+    tp_decode_stream_destroy(stream);
+    tp_text_free(back);
+    tp_ids_free(list);
+    tp_tokenizer_release(t);
+    return status;
+}
+
+Test(tokenizer, failing_allocations) {
+    cr_assert_eq(use_everything(), TP_OK, "%s", tp_error_message()); /* also what lives for ever, once */
+    int64_t live = tpi_alloc_live();
+    int64_t failures = 0;
+    /* A failure within the JIT's compilation is absorbed, so that one success does not mean the end. */
+    for (int64_t n = 1, successes = 0; successes < 20; n++) {
+        tpi_alloc_fail_at(n);
+        tp_status status = use_everything();
+        tpi_alloc_fail_at(0);
+        cr_expect(status == TP_OK || status == TP_ENOMEM, "allocation %ld: %s", (long)n, tp_error_message());
+        cr_expect_eq(tpi_alloc_live(), live, "allocation %ld leaks", (long)n);
+        successes = status == TP_OK ? successes + 1 : 0;
+        failures += status != TP_OK;
+    }
+    cr_assert_gt(failures, 60);
+}
+
+/* After a push that failed the id was not taken: pushing again gives what would have been given. */
+Test(tokenizer, stream_after_failure) {
+    tp_tokenizer *t = parse("{" BYTES "," MODEL("{\"ð\":0,\"Ł\":1,\"Ļ\":2,\"Ĥ\":3}", "[]") "}");
+    tp_decode_stream *stream;
+    char out[16] = "";
+    cr_assert_eq(tp_decode_stream_create(t, false, &stream), TP_OK);
+    for (int32_t id = 0; id < 4; id++) {
+        const char *piece;
+        for (int64_t n = 1;; n++) {
+            tpi_alloc_fail_at(n);
+            tp_status status = tp_decode_stream_push(stream, id, &piece, NULL);
+            tpi_alloc_fail_at(0);
+            if (status == TP_OK) break;
+            cr_assert_null(piece);
+        }
+        cr_assert_eq(piece[0] == 0, id < 3);
+        strcat(out, piece);
+    }
+    cr_assert_str_eq(out, "\xf0\x9f\x99\x82");
+    tp_decode_stream_destroy(stream);
+    tp_tokenizer_release(t);
+}
+
+Test(tokenizer, stream_flush_begins_anew) {
+    tp_tokenizer *t = parse("{" BYTES "," MODEL("{\"ð\":0,\"Ł\":1,\"a\":2}", "[]") "}");
+    tp_decode_stream *stream;
+    const char *piece;
+    cr_assert_eq(tp_decode_stream_create(t, false, &stream), TP_OK);
+    for (int round = 0; round < 2; round++) {
+        cr_assert_eq(tp_decode_stream_push(stream, 0, &piece, NULL), TP_OK);
+        cr_assert_str_eq(piece, "");
+        cr_assert_eq(tp_decode_stream_push(stream, 1, &piece, NULL), TP_OK);
+        cr_assert_str_eq(piece, "");
+        cr_assert_eq(tp_decode_stream_flush(stream, &piece, NULL), TP_OK);
+        cr_assert_str_eq(piece, "\uFFFD");
+        cr_assert_eq(tp_decode_stream_push(stream, 0, &piece, NULL), TP_OK);
+        cr_assert_eq(tp_decode_stream_push(stream, 2, &piece, NULL), TP_OK);
+        cr_assert_str_eq(piece, "\uFFFDa");
+    }
+    tp_tokenizer_release(t); /* the stream has its own hold on it */
+    cr_assert_eq(tp_decode_stream_push(stream, 2, &piece, NULL), TP_OK);
+    cr_assert_str_eq(piece, "a");
+    tp_decode_stream_destroy(stream);
+}
+
+/* --- One tokenizer, several threads --- */
+
+static void *encode_often(void *tokenizer) {
+    static const char text[] = "She'd have gone further, 123 e\u0301\u0323 <|end|>\n\n \U0001F642";
+    size_t mismatches = 0, first_count = 0;
+    int32_t *first = NULL;
+    for (int i = 0; i < 200; i++) {
+        int32_t *list;
+        size_t count;
+        if (tp_tokenizer_encode(tokenizer, text, sizeof text - 1, true, &list, &count) != TP_OK)
+            return "failed";
+        if (!first) {
+            first = list;
+            first_count = count;
+            continue;
+        }
+        mismatches += count != first_count || memcmp(list, first, count * sizeof *list) != 0;
+        tp_ids_free(list);
+    }
+    tp_ids_free(first);
+    return mismatches ? "differs" : NULL;
+}
+
+Test(tokenizer, threads) {
+    tp_tokenizer *t = load(GOLDEN "qwen2");
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) cr_assert_eq(pthread_create(&threads[i], NULL, encode_often, t), 0);
+    for (int i = 0; i < 4; i++) {
+        void *problem;
+        pthread_join(threads[i], &problem);
+        cr_assert_null(problem, "%s", (const char *)problem);
+    }
+    tp_tokenizer_release(t);
+}
