@@ -1,0 +1,93 @@
+/* Reverse rules of products. Leading dimensions are flattened, so that a weight's gradient is one product;
+ * the input's gradient of an adapted layer is an adapted layer itself, over transposed views of the same
+ * matrices. A frozen matrix costs nothing. */
+#include "autograd/vjp.h"
+
+static tp_lazy *transposed(tp_lazy *m) {
+    return tp_lazy_transpose(m, -1, -2);
+}
+
+/* x [..., features] as [rows, features]. */
+static tp_lazy *flat(tp_lazy *x) {
+    if (!x) return NULL;
+    int64_t rows = 1;
+    for (int d = 0; d + 1 < tp_lazy_rank(x); d++) rows *= tp_lazy_shape(x)[d];
+    return tp_lazy_reshape(x, 2, (int64_t[]){rows, tp_lazy_size(x, -1)});
+}
+
+/* The product takes its dtype from the left: in f32 where the gradient's dtype is another than x's, so that
+ * it is rounded once. */
+static tp_lazy *left_operand(tp_lazy *x, const tp_lazy *weight) {
+    return tp_lazy_dtype(x) == tp_lazy_dtype(weight) ? x : tp_lazy_cast(x, TP_F32);
+}
+
+/* xᵀ · dy over all rows: the gradient of `weight` in y = x · weight. */
+static tp_lazy *weight_gradient(tp_lazy *x, tp_lazy *dy, const tp_lazy *weight) {
+    tp_lazy *product = tp_lazy_matmul(transposed(flat(left_operand(x, weight))), flat(dy));
+    return product ? tp_lazy_cast(product, tp_lazy_dtype(weight)) : NULL;
+}
+
+void tpi_vjp_matmul(tpi_vjp *call) {
+    const tp_lazy *b = tpi_vjp_like(call, 1);
+    if (call->wanted[0])
+        call->dx[0] =
+            tpi_unbroadcast(tp_lazy_matmul(call->dy, transposed(tpi_vjp_in(call, 1))), tpi_vjp_like(call, 0));
+    if (!call->wanted[1]) return;
+    tp_lazy *a = tpi_vjp_in(call, 0);
+    if (b->record.rank == 2)
+        call->dx[1] = weight_gradient(a, call->dy, b);
+    else
+        call->dx[1] = tpi_unbroadcast(tp_lazy_matmul(transposed(left_operand(a, b)), call->dy), b);
+}
+
+static bool wants(const tpi_vjp *call, int k) {
+    return k < call->node->record.n_in && call->wanted[k];
+}
+
+/* Gradients of w and bias, where the operation has them. */
+static void give_weight(tpi_vjp *call, int w) {
+    call->dx[w] = weight_gradient(tpi_vjp_in(call, 0), call->dy, tpi_vjp_like(call, w));
+}
+
+static void give_bias(tpi_vjp *call, int bias) {
+    call->dx[bias] = tpi_unbroadcast(call->dy, tpi_vjp_like(call, bias));
+}
+
+/* y = s·x·a·b: da = xᵀ·(s·dy·bᵀ), db = (s·x·a)ᵀ·dy. */
+static void give_adapter(tpi_vjp *call, int a, int b) {
+    const tpi_attr_scalar *attr = tpi_vjp_attr(call);
+    if (call->wanted[a]) {
+        tp_lazy *down = tp_lazy_matmul(flat(call->dy), transposed(tpi_vjp_in(call, b)));
+        call->dx[a] = weight_gradient(tpi_vjp_in(call, 0), tpi_scaled(down, attr->s), tpi_vjp_like(call, a));
+    }
+    if (call->wanted[b]) {
+        tp_lazy *down = tp_lazy_matmul(flat(tpi_vjp_in(call, 0)), tpi_vjp_in(call, a));
+        call->dx[b] = weight_gradient(tpi_scaled(down, attr->s), call->dy, tpi_vjp_like(call, b));
+    }
+}
+
+void tpi_vjp_linear(tpi_vjp *call) {
+    if (call->wanted[0]) call->dx[0] = tp_lazy_linear(call->dy, transposed(tpi_vjp_in(call, 1)), NULL);
+    if (call->wanted[1]) give_weight(call, 1);
+    if (wants(call, 2)) give_bias(call, 2);
+}
+
+void tpi_vjp_lora(tpi_vjp *call) {
+    const tpi_attr_scalar *attr = tpi_vjp_attr(call);
+    if (call->wanted[0])
+        call->dx[0] = tp_lazy_lora_fused(call->dy, transposed(tpi_vjp_in(call, 2)),
+                                         transposed(tpi_vjp_in(call, 1)), attr->s);
+    give_adapter(call, 1, 2);
+}
+
+void tpi_vjp_linear_lora(tpi_vjp *call) {
+    const tpi_attr_scalar *attr = tpi_vjp_attr(call);
+    if (call->wanted[0]) {
+        tp_lazy *w = transposed(tpi_vjp_in(call, 1));
+        tp_lazy *a = transposed(tpi_vjp_in(call, 2)), *b = transposed(tpi_vjp_in(call, 3));
+        call->dx[0] = tp_lazy_linear_lora(call->dy, w, b, a, attr->s, NULL);
+    }
+    if (call->wanted[1]) give_weight(call, 1);
+    give_adapter(call, 2, 3);
+    if (wants(call, 4)) give_bias(call, 4);
+}
