@@ -1,15 +1,11 @@
 /* The tokenizer against Hugging Face's (golden files), against hostile files and texts, and against itself.
  */
 #include "core/alloc.h"
-#include "io/file.h"
-#include "io/json.h"
 #include "taper/tokenizer.h"
 #include "tokenizer/pattern.h"
-#include "tokenizer/text.h"
 
 #include <criterion/criterion.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,148 +23,8 @@ static tp_tokenizer *load(const char *path) {
     return tokenizer;
 }
 
-/* --- Golden --- */
-
-typedef struct ids {
-    int32_t data[2048];
-    size_t count;
-} ids;
-
-static ids ids_of(tpi_json list) {
-    ids out = {.count = 0};
-    for (tpi_json v = tpi_json_first(list); tpi_json_exists(v); v = tpi_json_next(v)) {
-        int64_t id;
-        cr_assert_eq(tpi_json_as_int(v, 0, INT32_MAX, &id), TP_OK);
-        cr_assert_lt(out.count, sizeof out.data / sizeof *out.data);
-        out.data[out.count++] = (int32_t)id;
-    }
-    return out;
-}
-
-/* The member "<key>", or "<key>_hex" in the buffer: a text that holds NUL. NULL without either. */
-static const char *text_of(tpi_json entry, const char *key, char *buffer, size_t *length) {
-    char hex_key[32];
-    const char *text, *hex;
-    snprintf(hex_key, sizeof hex_key, "%s_hex", key);
-    cr_assert_eq(tpi_json_get_string_or(entry, hex_key, NULL, &hex), TP_OK);
-    if (hex) {
-        *length = strlen(hex) / 2;
-        for (size_t i = 0; i < *length; i++) {
-            const char pair[] = {hex[2 * i], hex[2 * i + 1], 0};
-            buffer[i] = (char)strtol(pair, NULL, 16);
-        }
-        return buffer;
-    }
-    cr_assert_eq(tpi_json_get_string_or(entry, key, NULL, &text), TP_OK, "%s", tp_error_message());
-    *length = text ? strlen(text) : 0;
-    return text;
-}
-
 static bool same_text(const char *a, size_t a_length, const char *b, size_t b_length) {
     return a_length == b_length && memcmp(a, b, a_length) == 0;
-}
-
-static void check_encode(const tp_tokenizer *t, const char *name, size_t row, const char *text, size_t length,
-                         bool add_special, ids want) {
-    int32_t *got;
-    size_t count;
-    cr_assert_eq(tp_tokenizer_encode(t, text, length, add_special, &got, &count), TP_OK, "%s",
-                 tp_error_message());
-    bool same = count == want.count && memcmp(got, want.data, count * sizeof *got) == 0;
-    size_t i = 0;
-    while (i < count && i < want.count && got[i] == want.data[i]) i++;
-    cr_expect(same, "%s, case %zu \"%s\": %zu ids, expected %zu; first difference at %zu", name, row, text,
-              count, want.count, i);
-    tp_ids_free(got);
-}
-
-static void check_decode(tp_tokenizer *t, const char *name, size_t row, const ids *list, bool skip,
-                         const char *want, size_t want_length) {
-    char *whole;
-    size_t length, given = 0;
-    cr_assert_eq(tp_tokenizer_decode(t, list->data, list->count, skip, &whole, &length), TP_OK);
-    cr_expect(same_text(whole, length, want, want_length), "%s, case %zu: decoded \"%s\", expected \"%s\"",
-              name, row, whole, want);
-
-    tp_decode_stream *stream;
-    cr_assert_eq(tp_decode_stream_create(t, skip, &stream), TP_OK);
-    for (size_t i = 0; i <= list->count; i++) {
-        const char *piece;
-        size_t size;
-        tp_status status = i < list->count ? tp_decode_stream_push(stream, list->data[i], &piece, &size)
-                                           : tp_decode_stream_flush(stream, &piece, &size);
-        cr_assert_eq(status, TP_OK);
-        cr_expect(given + size <= length && memcmp(whole + given, piece, size) == 0,
-                  "%s, case %zu: piece %zu", name, row, i);
-        cr_expect(size == 0 || ((uint8_t)piece[0] & 0xc0) != 0x80, "a piece begins within a character");
-        cr_expect_eq(tpi_text_unfinished(piece, size), 0, "a piece ends within a character");
-        given += size;
-    }
-    cr_expect_eq(given, length);
-    tp_decode_stream_destroy(stream);
-    tp_text_free(whole);
-}
-
-static void check_encode_case(tp_tokenizer *t, const char *name, size_t row, tpi_json entry) {
-    char buffer[256], decoded_buffer[256];
-    size_t length, decoded_length;
-    tpi_json list, special;
-    const char *text = text_of(entry, "text", buffer, &length);
-    cr_assert_eq(tpi_json_get_array(entry, "ids", &list), TP_OK);
-    ids want = ids_of(list);
-    check_encode(t, name, row, text, length, false, want);
-    const char *decoded = text_of(entry, "decoded", decoded_buffer, &decoded_length);
-    check_decode(t, name, row, &want, false, decoded ? decoded : text, decoded ? decoded_length : length);
-    cr_assert_eq(tpi_json_get_array_or(entry, "special_ids", &special), TP_OK);
-    if (tpi_json_exists(special)) check_encode(t, name, row, text, length, true, ids_of(special));
-}
-
-static void check_decode_case(tp_tokenizer *t, const char *name, size_t row, tpi_json entry) {
-    tpi_json list;
-    size_t length;
-    cr_assert_eq(tpi_json_get_array(entry, "ids", &list), TP_OK);
-    ids given = ids_of(list);
-    const char *text = text_of(entry, "text", NULL, &length);
-    check_decode(t, name, row, &given, false, text, length);
-    text = text_of(entry, "skipped", NULL, &length);
-    check_decode(t, name, row, &given, true, text, length);
-}
-
-static void check_golden(const char *folder) {
-    char path[512];
-    tpi_json_doc *doc;
-    tpi_json list;
-    tp_tokenizer *t = load(folder);
-    snprintf(path, sizeof path, "%s/cases.json", folder);
-    cr_assert_eq(tpi_json_load(path, &doc), TP_OK, "%s", tp_error_message());
-    const char *name = strrchr(folder, '/') + 1;
-    size_t row = 0;
-    cr_assert_eq(tpi_json_get_array(tpi_json_root(doc), "encode", &list), TP_OK);
-    for (tpi_json v = tpi_json_first(list); tpi_json_exists(v); v = tpi_json_next(v))
-        check_encode_case(t, name, row++, v);
-    cr_assert_gt(row, 200);
-    cr_assert_eq(tpi_json_get_array(tpi_json_root(doc), "decode", &list), TP_OK);
-    row = 0;
-    for (tpi_json v = tpi_json_first(list); tpi_json_exists(v); v = tpi_json_next(v))
-        check_decode_case(t, name, row++, v);
-    cr_assert_gt(row, 50);
-    tpi_json_destroy(doc);
-    tp_tokenizer_release(t);
-}
-
-Test(tokenizer, golden) {
-    char **names;
-    size_t count;
-    int64_t live = tpi_alloc_live();
-    cr_assert_eq(tpi_dir_list(GOLDEN, &names, &count), TP_OK, "%s", tp_error_message());
-    cr_assert_geq(count, 12);
-    for (size_t i = 0; i < count; i++) {
-        char folder[512];
-        snprintf(folder, sizeof folder, GOLDEN "%s", names[i]);
-        check_golden(folder);
-    }
-    tpi_dir_list_free(names, count);
-    cr_assert_eq(tpi_alloc_live(), live);
 }
 
 /* --- The vocabulary --- */
@@ -203,6 +59,50 @@ Test(tokenizer, vocabulary) {
     tp_decode_stream_destroy(NULL);
     tp_ids_free(NULL);
     tp_text_free(NULL);
+}
+
+/* --- The pattern dialect --- */
+
+Test(tokenizer, patterns_mean_what_they_mean_to_oniguruma) {
+    static const struct {
+        const char *pattern, *text;
+        size_t start, end; /* of the first match; end 0: none */
+    } cases[] = {
+        {"\\s+(?!\\S)", "a  b", 1, 2},
+        {"\\s", "\u180E\xc2\x85", 3, 5}, /* U+180E is no white space */
+        {"\\S", "\xc2\x85\u3000\u180E", 5, 8},
+        {"[\\sx]", "\u180Ex", 3, 4},
+        {"[^\\sx]", " x\u180E", 2, 5},
+        {"\\w", "\u2460\u0301", 3, 5}, /* a mark is a word character, a circled digit is not */
+        {"\\w", "\u24B6", 0, 3},
+        {"\\W", "a\u0301\u00BD-", 5, 6},
+        {"\\h+", "xyz09fFg", 3, 7},
+        {"[\\h-]+", "x-af", 1, 4},
+        {"[]a]+", "b]a", 1, 3},
+        {"[^]a]+", "]ab", 2, 3},
+        {"[[:digit:]x]+", "a1x", 1, 3},
+        {"[\\[\\]]+", "a[]", 1, 3},
+        {"^b$", "a\nb\nc", 2, 3}, /* anchors match at lines */
+        {".+", "\n\rab", 1, 4},   /* only a line feed ends a line */
+        {"(?i:'S)", "x'\u017F", 1, 4},
+        {"\\p{N}{1,3}", "ab1234", 2, 5},
+        {"x", "ab", 0, 0},
+    };
+    tpi_matcher *matcher;
+    cr_assert_eq(tpi_matcher_create(&matcher), TP_OK);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tpi_pattern *pattern;
+        bool found;
+        tpi_matches matches = tpi_matches_in(cases[i].text, strlen(cases[i].text));
+        cr_assert_eq(tpi_pattern_create(cases[i].pattern, false, &pattern), TP_OK, "%s", tp_error_message());
+        cr_assert_eq(tpi_matches_next(&matches, pattern, matcher, &found), TP_OK);
+        cr_expect_eq(found, cases[i].end > 0, "case %zu", i);
+        if (found)
+            cr_expect(matches.start == cases[i].start && matches.end == cases[i].end, "case %zu: %zu to %zu",
+                      i, matches.start, matches.end);
+        tpi_pattern_destroy(pattern);
+    }
+    tpi_matcher_destroy(matcher);
 }
 
 /* --- Text that is no UTF-8 --- */
@@ -412,21 +312,27 @@ Test(tokenizer, unknown_token_that_is_missing) {
 
 /* --- Size: one word of a million letters must not take quadratic time --- */
 
-Test(tokenizer, megabyte_of_one_letter, .timeout = 60) {
-    tp_tokenizer *t = load(GOLDEN "qwen2");
-    size_t n = 1 << 20, count, length;
+static void encode_run(const tp_tokenizer *t, char letter, size_t n, size_t want) {
     char *text = malloc(n), *back;
     int32_t *list;
-    memset(text, 'a', n);
+    size_t count, length;
+    memset(text, letter, n);
     cr_assert_eq(tp_tokenizer_encode(t, text, n, false, &list, &count), TP_OK, "%s", tp_error_message());
+    cr_assert_eq(count, want);
     cr_assert_eq(tp_tokenizer_decode(t, list, count, false, &back, &length), TP_OK);
     cr_assert(same_text(back, length, text, n));
     tp_text_free(back);
     tp_ids_free(list);
-    memset(text, ' ', n);
-    cr_assert_eq(tp_tokenizer_encode(t, text, n, false, &list, &count), TP_OK, "%s", tp_error_message());
-    tp_ids_free(list);
     free(text);
+}
+
+Test(tokenizer, megabyte_of_one_letter, .timeout = 60) {
+    tp_tokenizer *t =
+        parse("{" BYTES "," MODEL("{\"a\":0,\"aa\":1,\"aaaa\":2,\"aaaaaaaa\":3,\"Ġ\":4,\"aaa\":5}",
+                                  "[\"a a\",\"aa aa\",\"aaaa aaaa\",\"aa a\"]") "}");
+    encode_run(t, 'a', 1 << 20, 1 << 17);
+    encode_run(t, 'a', (1 << 20) + 7, (1 << 17) + 2); /* the rest is aaaa aaa */
+    encode_run(t, ' ', 1 << 20, 1 << 20);
     tp_tokenizer_release(t);
 }
 

@@ -3,6 +3,7 @@
  * The byte-level BPE kind is read (GPT-2, Qwen, Llama 3, SmolLM ...), with ids equal to those of the Hugging
  * Face `tokenizers` library. What changes the ids and is not supported is an error that names the key.
  * `truncation` and `padding` in the file are ignored: they are policy of the caller, not of the vocabulary.
+ * An added token keeps the id that the file gives it. Limits: ids up to 2^22, added tokens of 1024 bytes.
  *
  * A tokenizer is immutable once loaded, so several threads may use one at the same time. A decode stream
  * belongs to one thread.
@@ -54,8 +55,8 @@ TP_API int32_t tp_tokenizer_vocab_size(const tp_tokenizer *tokenizer);
 /* The id of a token as the file spells it ("<|endoftext|>", and "Ġthe" for " the"), or -1. */
 TP_API int32_t tp_tokenizer_id(const tp_tokenizer *tokenizer, const char *token);
 
-/* The spelling of a token, or NULL if no token has this id. Borrowed from the tokenizer; NUL-terminated.
- * `length` gets its bytes and may be NULL. */
+/* The spelling of a token, or NULL if no token has this id: what the file says, not what it decodes to.
+ * Borrowed from the tokenizer; NUL-terminated. `length` gets its bytes and may be NULL. */
 TP_API const char *tp_tokenizer_token(const tp_tokenizer *tokenizer, int32_t id, size_t *length);
 
 /* Whether the file marks this added token as special (control: begin, end, role markers ...). */

@@ -55,35 +55,37 @@ static bool has_set_operator(const char *source) {
     return (source[0] == '[' && source[1] != ':') || (source[0] == '&' && source[1] == '&');
 }
 
+/* The length of what stands at `s` and is copied as it is: a character, "[" or "[^" that opens brackets, or a
+ * whole [:name:] within them. 0 if that has no end. */
+static size_t copied(const char *s, bool in_class) {
+    if (s[0] != '[') return 1;
+    if (!in_class) return s[1] == '^' ? 2 : 1;
+    const char *end = strstr(s, ":]");
+    return end ? (size_t)(end + 2 - s) : 0;
+}
+
 tp_status tpi_dialect_translate(const char *source, tpi_text *out) {
-    const char *s = source;
-    const char *class_start = NULL; /* the first member of the brackets that s is in */
-    while (*s) {
+    const char *members = NULL; /* the beginning of the brackets' members, within brackets */
+    for (const char *s = source; *s;) {
         size_t offset = (size_t)(s - source);
-        size_t step = *s == '\\' && s[1] ? 2 : 1;
-        if (class_start && has_set_operator(s))
+        if (members && has_set_operator(s))
             return tpi_fail(TP_EUNSUPPORTED, "pattern offset %zu: set operation within brackets", offset);
-        if (!class_start && has_option_m(s))
+        if (!members && has_option_m(s))
             return tpi_fail(TP_EUNSUPPORTED, "pattern offset %zu: the option (?m)", offset);
         if (*s == '\\') {
-            tp_status status = translate_escape(s, class_start != NULL, out);
+            tp_status status = translate_escape(s, members != NULL, out);
             if (status != TP_OK) return tpi_fail_within(status, "pattern offset %zu", offset);
-        } else {
-            TPI_TRY(tpi_text_append(out, s, 1));
+            s += s[1] ? 2 : 1;
+            continue;
         }
-        if (class_start && s[0] == '[') { /* [:name:], copied as it is */
-            const char *end = strstr(s, ":]");
-            if (!end) return tpi_fail(TP_EFORMAT, "pattern offset %zu: [: without :]", offset);
-            TPI_TRY(tpi_text_append(out, s + 1, (size_t)(end + 1 - s)));
-            step = (size_t)(end + 2 - s);
-        } else if (!class_start && *s == '[') {
-            if (s[1] == '^') TPI_TRY(tpi_text_append(out, s + 1, 1));
-            step = s[1] == '^' ? 2 : 1;
-            class_start = s + step;
-        } else if (class_start && *s == ']' && s != class_start) {
-            class_start = NULL;
-        }
-        s += step;
+        size_t size = copied(s, members != NULL);
+        if (size == 0) return tpi_fail(TP_EFORMAT, "pattern offset %zu: [: without :]", offset);
+        TPI_TRY(tpi_text_append(out, s, size));
+        if (!members && *s == '[')
+            members = s + size;
+        else if (members && *s == ']' && s != members)
+            members = NULL;
+        s += size;
     }
     return TP_OK;
 }
