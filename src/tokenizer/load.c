@@ -1,5 +1,5 @@
-/* tokenizer.json to a tokenizer. What it needs is read, and what it ignores is in a list: a key in neither
- * could change the ids, and is an error that names it. */
+/* tokenizer.json to a tokenizer. Every key is either read or known to leave the ids alone; any other key is
+ * an error that names it, because it might change them. */
 #include "core/alloc.h"
 #include "core/error.h"
 #include "io/file.h"

@@ -1,7 +1,8 @@
 /* Regular expressions in the Oniguruma (Ruby) dialect of tokenizer.json, run by PCRE2.
  *
  * Invariant: a pattern is read only once made, and usable from several threads; each of them brings a
- * matcher. Subjects are valid UTF-8. Matching is bounded: a pattern that backtracks too much is an error. */
+ * matcher. Subjects are valid UTF-8. Matching is bounded: a pattern that backtracks too much is an error.
+ * Character properties are those of the Unicode version that PCRE2 was built with. */
 #ifndef TAPER_TOKENIZER_PATTERN_H
 #define TAPER_TOKENIZER_PATTERN_H
 
