@@ -1,0 +1,307 @@
+/* The loop: the prompt in chunks, then one row of the model a token.
+ *
+ * The trick is that few plans serve all of it. A chunk is padded to a power of two; its padding writes keys
+ * and values that no earlier position sees and that later tokens overwrite. The cache's capacity is a power
+ * of two as well and doubles when it is full. What changes from row to row is in three small tensors. */
+#include "generate/sampling.h"
+#include "generate/stream.h"
+#include "taper/ops.h"
+
+#include "core/alloc.h"
+#include "core/error.h"
+
+#include <string.h>
+#include <time.h>
+
+#define LONGEST_CHUNK  256
+#define SHORTEST_CHUNK 16
+#define LEAST_CAPACITY 64
+
+struct tp_generator {
+    const tp_model *model;    /* borrowed */
+    tp_tokenizer *tokenizer;  /* retained; NULL */
+    tp_adapter_use *adapters; /* owned array */
+    int adapter_count;
+    int64_t vocab;
+    tp_graph *graph;
+    tp_kv_cache *cache;             /* NULL before the first prompt */
+    tp_tensor *token, *start, *row; /* i32 [1, 1], [1], [1] */
+};
+
+/* One generation. */
+typedef struct run {
+    tp_generator *generator;
+    tp_generate_options options;
+    tp_generate_fn callback;
+    void *user;
+    tpi_sampler sampler;
+    tpi_stream stream;
+    tp_tensor *logits; /* owned, [1, vocab]: of the last position */
+    int64_t position;  /* tokens in the cache */
+    int64_t tokens;
+    tp_generate_end end;
+} run;
+
+/* ---- creation ---- */
+
+static tp_status make_inputs(tp_generator *g) {
+    tp_device *device = tp_model_device(g->model);
+    const int64_t ones[] = {1, 1};
+    TPI_TRY(tp_tensor_zeros(device, TP_I32, 2, ones, &g->token));
+    TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, ones, &g->start));
+    TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, ones, &g->row));
+    return tp_graph_create(&g->graph, tp_device_context(device));
+}
+
+static tp_status copy_adapters(tp_generator *g, const tp_adapter_use *adapters, int count) {
+    g->adapters = tpi_calloc((size_t)count, sizeof *adapters);
+    if (!g->adapters) return TP_ENOMEM;
+    if (count > 0) memcpy(g->adapters, adapters, (size_t)count * sizeof *adapters);
+    g->adapter_count = count;
+    return TP_OK;
+}
+
+tp_status tp_generator_create(tp_generator **out, const tp_model *model, tp_tokenizer *tokenizer,
+                              const tp_adapter_use *adapters, int adapter_count) {
+    *out = NULL;
+    if (adapter_count < 0 || (adapter_count > 0 && !adapters))
+        return tpi_fail(TP_EINVAL, "generator: adapters is NULL or their count negative (%d)", adapter_count);
+    tp_generator *g = tpi_calloc(1, sizeof *g);
+    if (!g) return TP_ENOMEM;
+    tp_model_info info;
+    tp_model_get_info(model, &info);
+    g->model = model;
+    g->vocab = info.vocab_size;
+    g->tokenizer = tokenizer ? tp_tokenizer_retain(tokenizer) : NULL;
+    tp_status status = copy_adapters(g, adapters, adapter_count);
+    if (status == TP_OK) status = make_inputs(g);
+    if (status == TP_OK)
+        *out = g;
+    else
+        tp_generator_destroy(g);
+    return status;
+}
+
+void tp_generator_destroy(tp_generator *g) {
+    if (!g) return;
+    tp_graph_destroy(g->graph);
+    tp_kv_cache_destroy(g->cache);
+    tp_tensor_release(g->token);
+    tp_tensor_release(g->start);
+    tp_tensor_release(g->row);
+    tp_tokenizer_release(g->tokenizer);
+    tpi_free(g->adapters);
+    tpi_free(g);
+}
+
+/* ---- the cache ---- */
+
+static int64_t round_up(int64_t least, int64_t n) {
+    while (least < n) least *= 2;
+    return least;
+}
+
+/* Records that the beginning of `to` becomes `from`. */
+static tp_lazy *record_copy(tp_graph *graph, tp_tensor *from, tp_tensor *to) {
+    const int64_t more = tp_tensor_size(to, 1) - tp_tensor_size(from, 1);
+    return tp_lazy_assign(tp_lazy_from_tensor(graph, to),
+                          tp_lazy_pad(tp_lazy_from_tensor(graph, from), 1, 0, more));
+}
+
+static tp_status copy_cache(tp_generator *g, const tp_kv_cache *from, const tp_kv_cache *to) {
+    tp_graph_reset(g->graph);
+    tp_lazy *last = NULL;
+    for (int64_t layer = 0; tp_kv_cache_keys(from, layer); layer++) {
+        record_copy(g->graph, tp_kv_cache_keys(from, layer), tp_kv_cache_keys(to, layer));
+        last = record_copy(g->graph, tp_kv_cache_values(from, layer), tp_kv_cache_values(to, layer));
+    }
+    TPI_TRY(tp_graph_eval(g->graph, &last, 1, NULL));
+    tp_graph_reset(g->graph);
+    return TP_OK;
+}
+
+/* Makes room for `wanted` positions, of which the cache holds `position` now. */
+static tp_status reserve(tp_generator *g, int64_t position, int64_t wanted) {
+    const int64_t old = g->cache ? tp_kv_cache_capacity(g->cache) : LEAST_CAPACITY;
+    if (g->cache && wanted <= old) return TP_OK;
+    tp_kv_cache *cache;
+    TPI_TRY(tp_kv_cache_create(&cache, g->model, 1, round_up(old, wanted)));
+    tp_status status = position > 0 ? copy_cache(g, g->cache, cache) : TP_OK;
+    if (status != TP_OK) {
+        tp_kv_cache_destroy(cache);
+        return status;
+    }
+    tp_graph_reset(g->graph);
+    tp_kv_cache_destroy(g->cache);
+    g->cache = cache;
+    return TP_OK;
+}
+
+/* ---- the model ---- */
+
+/* Runs the model over tokens i32 [1, T] at the cache's end; the logits are those of row `row`. */
+static tp_status forward(run *r, tp_tensor *tokens, int32_t row) {
+    tp_generator *g = r->generator;
+    const int32_t start = (int32_t)r->position;
+    TPI_TRY(tp_tensor_write(g->start, &start, sizeof start));
+    TPI_TRY(tp_tensor_write(g->row, &row, sizeof row));
+    tp_tensor_release(r->logits);
+    r->logits = NULL;
+    tp_graph_reset(g->graph);
+    tp_forward f = TP_FORWARD_INIT;
+    f.tokens = tp_lazy_from_tensor(g->graph, tokens);
+    f.start = tp_lazy_from_tensor(g->graph, g->start);
+    f.rows = tp_lazy_from_tensor(g->graph, g->row);
+    f.cache = g->cache;
+    f.adapters = g->adapters;
+    f.adapter_count = g->adapter_count;
+    tp_lazy *logits = tp_model_forward_lazy(g->model, &f);
+    tp_status status = tp_graph_eval(g->graph, &logits, 1, &r->logits);
+    tp_graph_reset(g->graph);
+    return status;
+}
+
+/* Up to LONGEST_CHUNK tokens of the prompt, padded. */
+static tp_status read_chunk(run *r, const int32_t *ids, int64_t count) {
+    tp_generator *g = r->generator;
+    int32_t padded[LONGEST_CHUNK] = {0};
+    memcpy(padded, ids, (size_t)count * sizeof *ids);
+    const int64_t shape[] = {1, count == 1 ? 1 : round_up(SHORTEST_CHUNK, count)};
+    TPI_TRY(reserve(g, r->position, r->position + shape[1]));
+    tp_tensor *tokens;
+    TPI_TRY(tp_tensor_from_data(tp_model_device(g->model), TP_I32, 2, shape, padded, &tokens));
+    tp_status status = forward(r, tokens, (int32_t)count - 1);
+    tp_tensor_release(tokens);
+    r->position += count;
+    return status;
+}
+
+static tp_status read_prompt(run *r, const int32_t *ids, size_t count) {
+    for (size_t at = 0; at < count; at += LONGEST_CHUNK) {
+        const size_t left = count - at;
+        TPI_TRY(read_chunk(r, ids + at, left < LONGEST_CHUNK ? (int64_t)left : LONGEST_CHUNK));
+    }
+    return TP_OK;
+}
+
+static tp_status read_token(run *r, int32_t id) {
+    tp_generator *g = r->generator;
+    TPI_TRY(reserve(g, r->position, r->position + 1));
+    TPI_TRY(tp_tensor_write(g->token, &id, sizeof id));
+    TPI_TRY(forward(r, g->token, 0));
+    r->position++;
+    return TP_OK;
+}
+
+/* ---- the loop ---- */
+
+static bool ends_text(const run *r, int32_t id) {
+    int count;
+    const int32_t *stops = tp_model_stop_ids(r->generator->model, &count);
+    for (int i = 0; i < count && !r->options.ignore_stop_ids; i++)
+        if (stops[i] == id) return true;
+    return false;
+}
+
+/* False: the callback wants no more. */
+static bool give(run *r, int32_t id, const char *text, size_t length) {
+    return !r->callback || r->callback(r->user, id, text, length);
+}
+
+/* Chooses tokens until one of the ends; r->end says which. */
+static tp_status generate_tokens(run *r) {
+    const char *text;
+    size_t length;
+    int32_t id;
+    for (r->end = TP_END_LENGTH; r->tokens < r->options.max_tokens;) {
+        const float *logits = tp_tensor_data(r->logits);
+        if (!logits) return tpi_fail_within(TP_EDEVICE, "generate");
+        TPI_TRY(tpi_sampler_next(&r->sampler, logits, &id));
+        if (ends_text(r, id)) {
+            r->end = TP_END_TOKEN;
+            return TP_OK;
+        }
+        r->tokens++;
+        TPI_TRY(tpi_stream_push(&r->stream, id, &text, &length));
+        if (!give(r, id, text, length)) {
+            r->end = TP_END_CALLBACK;
+            return TP_OK;
+        }
+        if (r->stream.stopped) {
+            r->end = TP_END_STOP;
+            return TP_OK;
+        }
+        if (r->tokens < r->options.max_tokens) TPI_TRY(read_token(r, id));
+    }
+    return TP_OK;
+}
+
+/* What was held back, where the text ended by itself. */
+static tp_status finish(run *r) {
+    const char *text;
+    size_t length;
+    if (r->end == TP_END_CALLBACK) return TP_OK;
+    TPI_TRY(tpi_stream_finish(&r->stream, &text, &length));
+    if (r->stream.stopped) r->end = TP_END_STOP;
+    if (length > 0 && !give(r, -1, text, length)) r->end = TP_END_CALLBACK;
+    return TP_OK;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static tp_status run_generation(run *r, const int32_t *ids, size_t count, tp_generate_stats *stats) {
+    const double began = now();
+    TPI_TRY(read_prompt(r, ids, count));
+    const double read = now();
+    TPI_TRY(generate_tokens(r));
+    TPI_TRY(finish(r));
+    if (stats) *stats = (tp_generate_stats){(int64_t)count, r->tokens, read - began, now() - read, r->end};
+    return TP_OK;
+}
+
+static tp_status check_ids(const tp_generator *g, const int32_t *ids, size_t count) {
+    if (count == 0) return tpi_fail(TP_EINVAL, "generate: the prompt has no tokens");
+    if (count > INT32_MAX / 2)
+        return tpi_fail(TP_EINVAL, "generate: a prompt of %zu tokens is too long", count);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= g->vocab)
+            return tpi_fail(TP_EINVAL, "generate: token %zu of the prompt is %d, expected 0 to %lld", i,
+                            (int)ids[i], (long long)g->vocab - 1);
+    return TP_OK;
+}
+
+tp_status tp_generate_ids(tp_generator *g, const int32_t *ids, size_t count,
+                          const tp_generate_options *options, tp_generate_fn callback, void *user,
+                          tp_generate_stats *stats) {
+    const tp_generate_options defaults = TP_GENERATE_OPTIONS_INIT;
+    run r = {.generator = g, .options = options ? *options : defaults, .callback = callback, .user = user};
+    TPI_TRY(tpi_sampling_check(&r.options));
+    TPI_TRY(check_ids(g, ids, count));
+    tp_status status = tpi_stream_init(&r.stream, g->tokenizer, &r.options);
+    if (status == TP_OK) status = tpi_sampler_init(&r.sampler, &r.options, g->vocab);
+    for (size_t i = 0; status == TP_OK && i < count; i++) tpi_sampler_see(&r.sampler, ids[i]);
+    if (status == TP_OK) status = run_generation(&r, ids, count, stats);
+    tp_tensor_release(r.logits);
+    tpi_sampler_clear(&r.sampler);
+    tpi_stream_clear(&r.stream);
+    return status;
+}
+
+tp_status tp_generate(tp_generator *g, const char *prompt, size_t length, const tp_generate_options *options,
+                      tp_generate_fn callback, void *user, tp_generate_stats *stats) {
+    if (!g->tokenizer)
+        return tpi_fail(TP_EINVAL,
+                        "generate: a prompt of text needs a tokenizer, and the generator has none");
+    int32_t *ids;
+    size_t count;
+    TPI_TRY(tp_tokenizer_encode(g->tokenizer, prompt, length, true, &ids, &count));
+    /* A prompt that spells out its begin token has it twice now. */
+    const bool twice = count > 1 && ids[0] == ids[1] && tp_tokenizer_is_special(g->tokenizer, ids[0]);
+    tp_status status = tp_generate_ids(g, ids + twice, count - twice, options, callback, user, stats);
+    tp_ids_free(ids);
+    return status;
+}
