@@ -76,7 +76,8 @@ TP_API tp_lazy *tp_lazy_assign(tp_lazy *state, tp_lazy *value);
 
 /* ---- evaluation ---- */
 
-/* Evaluates `n` nodes of the graph. results[i], if `results` is not NULL, is an owned tensor. All or nothing:
+/* Evaluates `n` nodes of the graph. results[i], if `results` is not NULL, is an owned row-major tensor, for a
+ * leaf the leaf's own. All or nothing:
  * on failure every result is NULL and state holds what it held. Fails with the graph's sticky error,
  * TP_ELIMIT ("needs 5.2 GiB, limit 4.0 GiB") before anything ran, TP_ENOKERNEL, TP_ENOMEM, TP_ESTALE, or
  * with a kernel's own error (an index out of range: TP_EINVAL). */

@@ -29,8 +29,8 @@ typedef struct tpi_storage {
     void (*release)(void *user); /* memory of the caller: called at the end; NULL: from device->memory */
     void *user;
     bool foreign;
-    uint64_t version;           /* counts the assignments: a leaf recorded before one is stale */
-    _Atomic(tp_event *) writer; /* the last evaluation that writes it and may be under way; owned */
+    uint64_t version;         /* counts the assignments: a leaf recorded before one is stale */
+    _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
 } tpi_storage;
 
 struct tp_tensor {
@@ -45,6 +45,15 @@ struct tp_tensor {
     int64_t stride[TP_MAX_RANK]; /* elements */
 };
 
+/* Memory with one reference and undefined contents. */
+tp_status tpi_storage_create(tp_device *device, size_t bytes, tpi_storage **out);
+tpi_storage *tpi_storage_retain(tpi_storage *storage);
+void tpi_storage_release(tpi_storage *storage); /* NULL does nothing */
+
+/* A tensor on a storage; consumes one reference of it, also on failure. stride NULL: row-major. */
+tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
+                        const int64_t *stride, size_t offset, tp_tensor **out);
+
 /* Contents undefined, row-major. */
 tp_status tpi_tensor_create(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out);
 
@@ -55,8 +64,11 @@ tp_status tpi_tensor_view(tp_tensor *base, tp_dtype dtype, int rank, const int64
 /* The first element's address, with no wait. */
 static inline void *tpi_tensor_pointer(const tp_tensor *t) { return (char *)t->storage->data + t->offset; }
 
-/* Waits for the evaluation that writes the tensor; its status. */
+/* Waits for queued evaluations that use the tensor; the status of the last. */
 tp_status tpi_tensor_wait(const tp_tensor *tensor);
+
+/* Makes `event` the last evaluation that uses the storage. */
+void tpi_storage_set_busy(tpi_storage *storage, tp_event *event);
 
 /* TP_EINVAL or TP_ESHAPE unless dtype, rank and sizes are legal and count · size fits; `who` begins the
  * message. *count and *bytes may be NULL. */

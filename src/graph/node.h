@@ -18,9 +18,15 @@
 typedef struct tpi_record {
     uint16_t op; /* tpi_op */
     uint8_t dtype, rank, n_in, n_attr; /* n_attr: words */
-    uint16_t bits; /* leaves: TPI_LEAF_*; else the recompute segment's parity */
+    uint16_t device;                   /* 0: CPU, 1 + index: a GPU */
     uint64_t words[];
 } tpi_record;
+
+/* Attributes of a leaf: none for a row-major tensor whose storage no earlier leaf has, else this. */
+typedef struct tpi_attr_leaf {
+    int64_t stride[TP_MAX_RANK];
+    int64_t alias; /* distance to the first leaf of the same storage; 0: none */
+} tpi_attr_leaf;
 
 struct tp_lazy {
     tp_graph *graph;
@@ -30,8 +36,10 @@ struct tp_lazy {
     uint64_t version;   /* leaves: the storage's version when recorded */
     uint32_t id;
     uint32_t generation; /* the graph's when recorded: a mismatch is use after reset */
-    uint32_t segment;    /* recompute segment, 0: none */
+    uint32_t segment;      /* recompute segment, 0: none */
     uint32_t record_words; /* size of the record behind its head */
+    tp_lazy *sibling;      /* leaves: the next leaf of the same storage */
+    tp_lazy *next_valued;  /* the next node of the graph that owns a tensor */
     tpi_record record;
 };
 

@@ -1,0 +1,341 @@
+/* Storages and tensors: creation, views, reading and writing. */
+#include "core/tensor.h"
+#include "core/alloc.h"
+#include "core/convert.h"
+#include "core/error.h"
+#include "core/random.h"
+#include "taper/graph.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+
+/* ---- dtypes and shapes ---- */
+
+const char *tp_dtype_name(tp_dtype dtype) {
+    static const char *const names[] = {
+#define X(name, text, bytes) text,
+        TP_DTYPE_LIST(X)
+#undef X
+    };
+    return (unsigned)dtype < TP_DTYPE_COUNT ? names[dtype] : "?";
+}
+
+size_t tp_dtype_size(tp_dtype dtype) {
+    static const uint8_t sizes[] = {
+#define X(name, text, bytes) bytes,
+        TP_DTYPE_LIST(X)
+#undef X
+    };
+    return (unsigned)dtype < TP_DTYPE_COUNT ? sizes[dtype] : 0;
+}
+
+char *tpi_shape_text(int rank, const int64_t *shape, char text[TPI_SHAPE_TEXT]) {
+    size_t used = 0;
+    text[used++] = '[';
+    for (int d = 0; d < rank; d++) {
+        int n = snprintf(text + used, TPI_SHAPE_TEXT - used, d ? ", %lld" : "%lld", (long long)shape[d]);
+        used += (size_t)n;
+        if (used >= TPI_SHAPE_TEXT - 1) return text;
+    }
+    text[used] = ']';
+    text[used + 1] = 0;
+    return text;
+}
+
+tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64_t *shape, int64_t *count,
+                          size_t *bytes) {
+    int64_t n = 1, span = 1; /* span: the product with sizes of 0 left out, so that strides cannot overflow */
+    if ((unsigned)dtype >= TP_DTYPE_COUNT)
+        return tpi_fail(TP_EINVAL, "%s: dtype %d does not exist", who, (int)dtype);
+    if (rank < 0 || rank > TP_MAX_RANK)
+        return tpi_fail(TP_ESHAPE, "%s: rank %d, expected 0 to %d", who, rank, TP_MAX_RANK);
+    if (rank > 0 && !shape) return tpi_fail(TP_EINVAL, "%s: shape is NULL", who);
+    for (int d = 0; d < rank; d++) {
+        if (shape[d] < 0)
+            return tpi_fail(TP_ESHAPE, "%s: size %lld of dimension %d is negative", who, (long long)shape[d], d);
+        n *= shape[d] != 0;
+        if (shape[d] && __builtin_mul_overflow(span, shape[d], &span))
+            return tpi_fail(TP_ESHAPE, "%s: the shape's product overflows", who);
+    }
+    n *= span;
+    int64_t total;
+    if (__builtin_mul_overflow(span, (int64_t)tp_dtype_size(dtype), &total))
+        return tpi_fail(TP_ESHAPE, "%s: %lld elements of %s overflow", who, (long long)span, tp_dtype_name(dtype));
+    if (count) *count = n;
+    if (bytes) *bytes = (size_t)n * tp_dtype_size(dtype);
+    return TP_OK;
+}
+
+void tpi_row_major(int rank, const int64_t *shape, int64_t *stride) {
+    int64_t step = 1;
+    for (int d = rank - 1; d >= 0; d--) {
+        stride[d] = step;
+        step *= shape[d] ? shape[d] : 1;
+    }
+}
+
+bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride) {
+    int64_t step = 1;
+    for (int d = rank - 1; d >= 0; d--) {
+        if (shape[d] == 0) return true;
+        if (shape[d] != 1 && stride[d] != step) return false;
+        step *= shape[d];
+    }
+    return true;
+}
+
+/* ---- storages ---- */
+
+tp_status tpi_storage_create(tp_device *device, size_t bytes, tpi_storage **out) {
+    *out = NULL;
+    tpi_storage *storage = tpi_calloc(1, sizeof *storage);
+    if (!storage) return TP_ENOMEM;
+    tp_status status = tpi_memory_take(device->memory, bytes, &storage->data);
+    if (status != TP_OK) {
+        tpi_free(storage);
+        return status;
+    }
+    atomic_init(&storage->references, 1);
+    storage->device = device;
+    storage->bytes = bytes;
+    *out = storage;
+    return TP_OK;
+}
+
+tpi_storage *tpi_storage_retain(tpi_storage *storage) {
+    atomic_fetch_add_explicit(&storage->references, 1, memory_order_relaxed);
+    return storage;
+}
+
+void tpi_storage_release(tpi_storage *storage) {
+    if (!storage || atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
+    tp_event_release(atomic_load(&storage->busy));
+    if (!storage->foreign)
+        tpi_memory_give(storage->device->memory, storage->data, storage->bytes);
+    else if (storage->release)
+        storage->release(storage->user);
+    tpi_free(storage);
+}
+
+/* ---- tensors ---- */
+
+tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
+                        const int64_t *stride, size_t offset, tp_tensor **out) {
+    tp_tensor *tensor = tpi_calloc(1, sizeof *tensor);
+    *out = tensor;
+    if (!tensor) {
+        tpi_storage_release(storage);
+        return TP_ENOMEM;
+    }
+    atomic_init(&tensor->references, 1);
+    tensor->dtype = dtype;
+    tensor->rank = rank;
+    tensor->storage = storage;
+    tensor->offset = offset;
+    tensor->count = 1;
+    for (int d = 0; d < rank; d++) {
+        tensor->shape[d] = shape[d];
+        tensor->count *= shape[d];
+    }
+    if (stride)
+        for (int d = 0; d < rank; d++) tensor->stride[d] = stride[d];
+    else
+        tpi_row_major(rank, shape, tensor->stride);
+    tensor->contiguous = !stride || tpi_is_row_major(rank, shape, stride);
+    return TP_OK;
+}
+
+tp_status tpi_tensor_create(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out) {
+    size_t bytes;
+    tpi_storage *storage;
+    *out = NULL;
+    if (!device) return tpi_fail(TP_EINVAL, "tensor: device is NULL");
+    TPI_TRY(tpi_check_shape("tensor", dtype, rank, shape, NULL, &bytes));
+    TPI_TRY(tpi_storage_create(device, bytes, &storage));
+    return tpi_tensor_on(storage, dtype, rank, shape, NULL, 0, out);
+}
+
+tp_status tpi_tensor_view(tp_tensor *base, tp_dtype dtype, int rank, const int64_t *shape,
+                          const int64_t *stride, size_t offset, tp_tensor **out) {
+    return tpi_tensor_on(tpi_storage_retain(base->storage), dtype, rank, shape, stride, offset, out);
+}
+
+tp_status tp_tensor_from_data(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
+                              const void *data, tp_tensor **out) {
+    if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_from_data: out is NULL");
+    TPI_TRY(tpi_tensor_create(device, dtype, rank, shape, out));
+    size_t bytes = (size_t)(*out)->count * tp_dtype_size(dtype);
+    if (data && bytes)
+        memcpy((*out)->storage->data, data, bytes);
+    else
+        memset((*out)->storage->data, 0, bytes);
+    return TP_OK;
+}
+
+tp_status tp_tensor_from_memory(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
+                                const void *data, void (*release)(void *user), void *user, tp_tensor **out) {
+    size_t bytes;
+    if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: out is NULL");
+    *out = NULL;
+    if (!device || !data) return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: device or data is NULL");
+    TPI_TRY(tpi_check_shape("tp_tensor_from_memory", dtype, rank, shape, NULL, &bytes));
+    if ((uintptr_t)data % tp_dtype_size(dtype))
+        return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: data is not aligned to %s", tp_dtype_name(dtype));
+    tpi_storage *storage = tpi_calloc(1, sizeof *storage);
+    if (!storage) return TP_ENOMEM;
+    atomic_init(&storage->references, 1);
+    storage->device = device;
+    storage->data = (void *)(uintptr_t)data; /* never written: assignment refuses foreign storage */
+    storage->bytes = bytes;
+    storage->foreign = true;
+    TPI_TRY(tpi_tensor_on(storage, dtype, rank, shape, NULL, 0, out));
+    storage->release = release;
+    storage->user = user;
+    return TP_OK;
+}
+
+tp_status tp_tensor_full(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, double value,
+                         tp_tensor **out) {
+    if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_full: out is NULL");
+    TPI_TRY(tpi_tensor_create(device, dtype, rank, shape, out));
+    for (int64_t i = 0; i < (*out)->count; i++) tpi_store_f32((*out)->storage->data, dtype, i, (float)value);
+    return TP_OK;
+}
+
+tp_status tp_tensor_zeros(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out) {
+    return tp_tensor_from_data(device, dtype, rank, shape, NULL, out);
+}
+
+tp_status tp_tensor_ones(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out) {
+    return tp_tensor_full(device, dtype, rank, shape, 1.0, out);
+}
+
+tp_status tp_tensor_uniform(tp_device *device, int rank, const int64_t *shape, double low, double high,
+                            uint64_t seed, tp_tensor **out) {
+    if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_uniform: out is NULL");
+    TPI_TRY(tpi_tensor_create(device, TP_F32, rank, shape, out));
+    float *data = (*out)->storage->data;
+    tpi_random random = {seed, 0};
+    for (int64_t i = 0; i < (*out)->count; i++)
+        data[i] = (float)(low + (high - low) * (double)tpi_uniform(tpi_random_next(&random)));
+    return TP_OK;
+}
+
+/* Box and Muller 1958: two uniform numbers give two normal ones. */
+tp_status tp_tensor_randn(tp_device *device, int rank, const int64_t *shape, uint64_t seed, tp_tensor **out) {
+    if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_randn: out is NULL");
+    TPI_TRY(tpi_tensor_create(device, TP_F32, rank, shape, out));
+    float *data = (*out)->storage->data;
+    tpi_random random = {seed, 0};
+    for (int64_t i = 0; i < (*out)->count; i += 2) {
+        double u = 1.0 - (double)tpi_uniform(tpi_random_next(&random)); /* (0, 1] */
+        double angle = 2.0 * M_PI * (double)tpi_uniform(tpi_random_next(&random));
+        double radius = sqrt(-2.0 * log(u));
+        data[i] = (float)(radius * cos(angle));
+        if (i + 1 < (*out)->count) data[i + 1] = (float)(radius * sin(angle));
+    }
+    return TP_OK;
+}
+
+tp_tensor *tp_tensor_retain(tp_tensor *tensor) {
+    if (tensor) atomic_fetch_add_explicit(&tensor->references, 1, memory_order_relaxed);
+    return tensor;
+}
+
+void tp_tensor_release(tp_tensor *tensor) {
+    if (!tensor || atomic_fetch_sub_explicit(&tensor->references, 1, memory_order_acq_rel) != 1) return;
+    tpi_storage_release(tensor->storage);
+    tpi_free(tensor);
+}
+
+int tp_tensor_rank(const tp_tensor *tensor) { return tensor->rank; }
+const int64_t *tp_tensor_shape(const tp_tensor *tensor) { return tensor->shape; }
+int64_t tp_tensor_count(const tp_tensor *tensor) { return tensor->count; }
+tp_dtype tp_tensor_dtype(const tp_tensor *tensor) { return tensor->dtype; }
+tp_device *tp_tensor_device(const tp_tensor *tensor) { return tensor->storage->device; }
+bool tp_tensor_is_contiguous(const tp_tensor *tensor) { return tensor->contiguous; }
+
+int64_t tp_tensor_size(const tp_tensor *tensor, int dim) {
+    if (dim < 0) dim += tensor->rank;
+    return dim >= 0 && dim < tensor->rank ? tensor->shape[dim] : 0;
+}
+
+/* ---- reading and writing ---- */
+
+/* An event may be replaced by one thread while another is about to wait for it. */
+static pthread_mutex_t busy_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void tpi_storage_set_busy(tpi_storage *storage, tp_event *event) {
+    pthread_mutex_lock(&busy_lock);
+    tp_event *old = atomic_exchange(&storage->busy, tpi_event_retain(event));
+    pthread_mutex_unlock(&busy_lock);
+    tp_event_release(old);
+}
+
+tp_status tpi_tensor_wait(const tp_tensor *tensor) {
+    if (!atomic_load_explicit(&tensor->storage->busy, memory_order_relaxed)) return TP_OK;
+    pthread_mutex_lock(&busy_lock);
+    tp_event *event = tpi_event_retain(atomic_load(&tensor->storage->busy));
+    pthread_mutex_unlock(&busy_lock);
+    tp_status status = tp_event_wait(event);
+    tp_event_release(event);
+    return status;
+}
+
+const void *tp_tensor_data(const tp_tensor *tensor) {
+    if (tpi_tensor_wait(tensor) != TP_OK) return NULL;
+    if (!tensor->contiguous) {
+        tpi_fail(TP_EINVAL, "tp_tensor_data: the tensor is a strided view; use tp_tensor_read");
+        return NULL;
+    }
+    return tpi_tensor_pointer(tensor);
+}
+
+/* Calls visit-like conversion along rows of the last dimension; `index` counts rows. */
+static void copy_converted(const tp_tensor *tensor, tp_dtype dtype, void *out) {
+    int64_t index[TP_MAX_RANK] = {0}, offset = 0;
+    const void *data = tpi_tensor_pointer(tensor);
+    for (int64_t i = 0; i < tensor->count; i++) {
+        if (dtype == TP_I32 && tensor->dtype == TP_I32) /* f32 would lose large integers */
+            ((int32_t *)out)[i] = ((const int32_t *)data)[offset];
+        else
+            tpi_store_f32(out, dtype, i, tpi_load_f32(data, tensor->dtype, offset));
+        for (int d = tensor->rank - 1; d >= 0; d--) {
+            offset += tensor->stride[d];
+            if (++index[d] < tensor->shape[d]) break;
+            offset -= tensor->stride[d] * tensor->shape[d];
+            index[d] = 0;
+        }
+    }
+}
+
+tp_status tp_tensor_read(const tp_tensor *tensor, tp_dtype dtype, void *out, size_t bytes) {
+    if (!tensor || (!out && bytes)) return tpi_fail(TP_EINVAL, "tp_tensor_read: tensor or out is NULL");
+    if ((unsigned)dtype >= TP_DTYPE_COUNT)
+        return tpi_fail(TP_EINVAL, "tp_tensor_read: dtype %d does not exist", (int)dtype);
+    size_t expected = (size_t)tensor->count * tp_dtype_size(dtype);
+    if (bytes != expected)
+        return tpi_fail(TP_EINVAL, "tp_tensor_read: expected %zu bytes for %lld elements of %s, got %zu", expected,
+                        (long long)tensor->count, tp_dtype_name(dtype), bytes);
+    TPI_TRY(tpi_tensor_wait(tensor));
+    if (tensor->contiguous && dtype == tensor->dtype) {
+        if (bytes) memcpy(out, tpi_tensor_pointer(tensor), bytes);
+    } else {
+        copy_converted(tensor, dtype, out);
+    }
+    return TP_OK;
+}
+
+tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes) {
+    if (!tensor || (!data && bytes)) return tpi_fail(TP_EINVAL, "tp_tensor_write: tensor or data is NULL");
+    size_t expected = (size_t)tensor->count * tp_dtype_size(tensor->dtype);
+    if (bytes != expected)
+        return tpi_fail(TP_EINVAL, "tp_tensor_write: expected %zu bytes, got %zu", expected, bytes);
+    if (!tensor->contiguous || tensor->storage->foreign)
+        return tpi_fail(TP_EINVAL, "tp_tensor_write: the tensor is %s",
+                        tensor->contiguous ? "memory of the caller" : "a strided view");
+    TPI_TRY(tpi_tensor_wait(tensor));
+    if (bytes) memcpy(tpi_tensor_pointer(tensor), data, bytes);
+    return TP_OK;
+}

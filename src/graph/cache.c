@@ -1,0 +1,162 @@
+/* The plan cache: a hash table of plans with a list by last use, bounded in bytes. */
+#include "graph/plan.h"
+#include "core/alloc.h"
+
+#include <string.h>
+
+#define BUCKETS 1024
+
+struct tpi_plan_cache {
+    pthread_mutex_t lock;
+    uint64_t limit, bytes, plans;
+    atomic_ullong hits;
+    uint64_t misses, evictions;
+    tpi_plan *newest, *oldest;
+    tpi_plan *buckets[BUCKETS];
+};
+
+tp_status tpi_plan_cache_create(tpi_plan_cache **out, uint64_t limit) {
+    tpi_plan_cache *cache = tpi_calloc(1, sizeof *cache);
+    *out = cache;
+    if (!cache) return TP_ENOMEM;
+    cache->limit = limit;
+    pthread_mutex_init(&cache->lock, NULL);
+    return TP_OK;
+}
+
+tpi_plan *tpi_plan_retain(tpi_plan *plan) {
+    if (plan) atomic_fetch_add_explicit(&plan->references, 1, memory_order_relaxed);
+    return plan;
+}
+
+void tpi_plan_release(tpi_plan *plan) {
+    if (!plan || atomic_fetch_sub_explicit(&plan->references, 1, memory_order_acq_rel) != 1) return;
+    tpi_arena_release(&plan->memory);
+    tpi_free(plan);
+}
+
+/* ---- lists; under the lock ---- */
+
+static void unlink_use(tpi_plan_cache *cache, tpi_plan *plan) {
+    *(plan->newer ? &plan->newer->older : &cache->newest) = plan->older;
+    *(plan->older ? &plan->older->newer : &cache->oldest) = plan->newer;
+}
+
+static void link_newest(tpi_plan_cache *cache, tpi_plan *plan) {
+    plan->newer = NULL;
+    plan->older = cache->newest;
+    *(cache->newest ? &cache->newest->newer : &cache->oldest) = plan;
+    cache->newest = plan;
+}
+
+static void drop_oldest(tpi_plan_cache *cache) {
+    tpi_plan *plan = cache->oldest;
+    unlink_use(cache, plan);
+    tpi_plan **link = &cache->buckets[plan->hash % BUCKETS];
+    while (*link != plan) link = &(*link)->next;
+    *link = plan->next;
+    cache->bytes -= plan->cached_bytes;
+    cache->plans--;
+    tpi_plan_release(plan);
+}
+
+void tpi_plan_cache_destroy(tpi_plan_cache *cache) {
+    if (!cache) return;
+    while (cache->oldest) drop_oldest(cache);
+    pthread_mutex_destroy(&cache->lock);
+    tpi_free(cache);
+}
+
+static tpi_plan *lookup(tpi_plan_cache *cache, const tp_graph *graph, const tpi_order *order) {
+    tpi_plan *plan = cache->buckets[order->hash % BUCKETS];
+    while (plan && !tpi_key_equal(graph, order, plan)) plan = plan->next;
+    if (!plan) return NULL;
+    unlink_use(cache, plan);
+    link_newest(cache, plan);
+    return tpi_plan_retain(plan);
+}
+
+static void insert(tpi_plan_cache *cache, tpi_plan *plan) {
+    plan->cached_bytes = sizeof *plan + plan->memory.bytes;
+    if (plan->cached_bytes > cache->limit) return; /* larger than the whole cache: used once */
+    while (cache->bytes + plan->cached_bytes > cache->limit) {
+        drop_oldest(cache);
+        cache->evictions++;
+    }
+    tpi_plan **bucket = &cache->buckets[plan->hash % BUCKETS];
+    plan->next = *bucket;
+    *bucket = tpi_plan_retain(plan);
+    link_newest(cache, plan);
+    cache->bytes += plan->cached_bytes;
+    cache->plans++;
+}
+
+/* ---- finding ---- */
+
+/* TP_PLAN_CHECK=1: the plan that a hit gives must be the one that planning would give. */
+static tp_status check_again(tp_graph *graph, const tpi_order *order, const tpi_plan *plan) {
+    tpi_plan *again;
+    TPI_TRY(tpi_plan_build(graph, order, &again));
+    bool same = again->n_steps == plan->n_steps && again->n_slots == plan->n_slots &&
+                again->arena_bytes == plan->arena_bytes && again->n_results == plan->n_results &&
+                memcmp(again->slots, plan->slots, plan->n_slots * sizeof *plan->slots) == 0;
+    for (uint32_t i = 0; same && i < plan->n_steps; i++)
+        same = again->steps[i].op == plan->steps[i].op && again->steps[i].kernel == plan->steps[i].kernel;
+    tpi_plan_release(again);
+    return same ? TP_OK : tpi_fail(TP_EINTERNAL, "plan check: the cached plan differs from a new one");
+}
+
+/* Why there was no plan: the newest plan of the same length shows the first word that differs. */
+static void explain_miss(const tp_graph *graph, const tpi_order *order, const tpi_plan_cache *cache) {
+    if (!tpi_verbose(graph->context, TPI_TOPIC_PLAN)) return;
+    const char *why = cache->plans == 0 ? "the cache is empty" : "no plan has this key";
+    tpi_log(graph->context, TP_LOG_INFO, "plan: miss, %zu nodes, key %016llx: %s (%llu plans)", order->count,
+            (unsigned long long)order->hash, why, (unsigned long long)cache->plans);
+}
+
+static void remember(tp_graph *graph, tpi_plan *plan) {
+    if (graph->last_plan == plan) return;
+    tpi_plan_release(graph->last_plan);
+    graph->last_plan = tpi_plan_retain(plan);
+}
+
+tp_status tpi_plan_find(tp_graph *graph, const tpi_order *order, tpi_plan **out) {
+    tpi_plan_cache *cache = graph->context->cache;
+    *out = NULL;
+    if (graph->last_plan && tpi_key_equal(graph, order, graph->last_plan)) {
+        *out = tpi_plan_retain(graph->last_plan);
+    } else {
+        pthread_mutex_lock(&cache->lock);
+        *out = lookup(cache, graph, order);
+        if (!*out) explain_miss(graph, order, cache);
+        pthread_mutex_unlock(&cache->lock);
+    }
+    if (*out) {
+        atomic_fetch_add_explicit(&cache->hits, 1, memory_order_relaxed);
+        remember(graph, *out);
+        if (!graph->context->check_plans) return TP_OK;
+        tp_status status = check_again(graph, order, *out);
+        if (status != TP_OK) {
+            tpi_plan_release(*out);
+            *out = NULL;
+        }
+        return status;
+    }
+    TPI_TRY(tpi_plan_build(graph, order, out));
+    pthread_mutex_lock(&cache->lock);
+    cache->misses++;
+    insert(cache, *out);
+    pthread_mutex_unlock(&cache->lock);
+    remember(graph, *out);
+    return TP_OK;
+}
+
+void tpi_plan_cache_stats(tpi_plan_cache *cache, tp_context_stats *stats) {
+    pthread_mutex_lock(&cache->lock);
+    stats->plan_hits = atomic_load(&cache->hits);
+    stats->plan_misses = cache->misses;
+    stats->plan_evictions = cache->evictions;
+    stats->plans = cache->plans;
+    stats->plan_bytes = cache->bytes;
+    pthread_mutex_unlock(&cache->lock);
+}

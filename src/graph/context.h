@@ -1,0 +1,59 @@
+/* Contexts: what graphs share. Threads, memory, the plan cache, the queue of asynchronous evaluations.
+ *
+ * Invariant: everything here but the options is safe from several threads. */
+#ifndef TAPER_GRAPH_CONTEXT_H
+#define TAPER_GRAPH_CONTEXT_H
+
+#include "core/tensor.h"
+#include "core/threads.h"
+#include "taper/graph.h"
+
+#include <pthread.h>
+
+enum tpi_topic { TPI_TOPIC_PLAN = 1, TPI_TOPIC_KERNEL = 2, TPI_TOPIC_MEMORY = 4 };
+
+/* The fusions, as they are called in TP_FUSE. X(NAME, text) */
+#define TPI_FUSION_LIST(X)                                                                                   \
+    X(LORA, "lora")                                                                                          \
+    X(LINEAR_LORA, "linear_lora")                                                                            \
+    X(LINEAR, "linear")                                                                                      \
+    X(ADD_RMS_NORM, "add_rms_norm")                                                                          \
+    X(SILU_MUL, "silu_mul")                                                                                  \
+    X(POINTWISE, "pointwise")
+
+enum tpi_fusion {
+#define X(NAME, text) TPI_FUSE_##NAME,
+    TPI_FUSION_LIST(X)
+#undef X
+    TPI_FUSION_COUNT
+};
+
+struct tp_context {
+    tp_log_fn log;
+    void *log_user;
+    unsigned topics;  /* enum tpi_topic bits */
+    unsigned fusions; /* bit of each enum tpi_fusion that is on */
+    bool strict, host_fallback, check_plans;
+    bool null_kernels; /* bench only: steps are bound and skipped, to measure the host's cost alone */
+    tpi_threads *threads;
+    tpi_memory *memory;
+    tp_device cpu;
+    struct tpi_plan_cache *cache;
+    struct tpi_queue *queue;
+
+    pthread_mutex_t graphs_lock;
+    tp_graph *idle_graphs[16]; /* private graphs of eager calls */
+    int idle_count;
+};
+
+void tpi_log(tp_context *ctx, tp_log_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static inline bool tpi_verbose(const tp_context *ctx, enum tpi_topic topic) {
+    return __builtin_expect((ctx->topics & (unsigned)topic) != 0, 0);
+}
+
+/* A graph for one eager call: taken, recorded into, evaluated, given back (which resets it). */
+tp_status tpi_context_graph_take(tp_context *ctx, tp_graph **out);
+void tpi_context_graph_give(tp_context *ctx, tp_graph *graph);
+
+#endif

@@ -1,0 +1,56 @@
+/* Graphs: the arena of nodes, the leaves, what waits for the next evaluation.
+ *
+ * Invariants: nodes[i]->id == i; a graph is used by one thread at a time; after the first error no node is
+ * added until reset. `marks` is all zero between walks. */
+#ifndef TAPER_GRAPH_GRAPH_H
+#define TAPER_GRAPH_GRAPH_H
+
+#include "core/arena.h"
+#include "graph/context.h"
+#include "graph/node.h"
+
+/* Leaves by storage: so that a tensor has one leaf, and views of one storage know of each other. An entry of
+ * another generation is empty, which makes a reset free. */
+typedef struct tpi_leaf_entry {
+    const tpi_storage *storage;
+    tp_lazy *leaf; /* the first; others follow through `sibling` */
+    uint32_t generation;
+} tpi_leaf_entry;
+
+typedef struct tpi_leaf_map {
+    tpi_leaf_entry *entries;
+    size_t capacity, count; /* capacity: a power of two */
+} tpi_leaf_map;
+
+struct tp_graph {
+    tp_context *context;
+    tpi_arena arena;
+    tpi_arena quarantine; /* debug builds: nodes of the generation before, so that stale handles are seen */
+    tp_lazy **nodes;
+    size_t count, capacity;
+    uint32_t generation;
+    uint32_t segment, segments; /* open recompute segment, and how many there were */
+    tp_lazy *valued;            /* nodes that own a tensor, through `next_valued` */
+    tpi_leaf_map leaves;
+    uint32_t *assigned; /* assignments for the next evaluation, by ordinal */
+    size_t assigned_count, assigned_capacity;
+    size_t evaluated_bytes; /* arena bytes at the last evaluation */
+    bool warned;
+
+    /* scratch of linearise and bind */
+    uint8_t *marks;
+    size_t marks_capacity;
+    tp_lazy **order;
+    size_t order_capacity;
+    void **pointers; /* an evaluation's: slots, leaves, buffers */
+    size_t pointers_capacity;
+    struct tpi_plan *last_plan; /* owned: the plan used last, tried before the cache */
+
+    tp_status status;
+    char message[512];
+};
+
+/* Makes an evaluated node a leaf that owns `value` (consumed). */
+void tpi_node_become_leaf(tp_lazy *node, tp_tensor *value);
+
+#endif

@@ -1,0 +1,119 @@
+/* Linearise and key: one walk from the highest ordinal down.
+ *
+ * Ordinals are a topological order, so marking inputs while walking down visits each needed node once, without
+ * recursion. The key is the visited records in that order, each with the gap to the one before; records name
+ * inputs by distance, so gaps and records together determine the recording. */
+#include "graph/plan.h"
+#include "core/alloc.h"
+#include "core/hash.h"
+
+#include <string.h>
+
+static tp_status reserve_scratch(tp_graph *graph) {
+    size_t old = graph->marks_capacity;
+    TPI_TRY(tpi_grow(&graph->marks, &graph->marks_capacity, graph->count, 1));
+    memset(graph->marks + old, 0, graph->marks_capacity - old);
+    return tpi_grow(&graph->order, &graph->order_capacity, graph->count, sizeof(tp_lazy *));
+}
+
+static tp_status check_outputs(const tp_graph *graph, tp_lazy *const *outputs, int n) {
+    for (int i = 0; i < n; i++) {
+        if (!outputs[i]) return tpi_fail(TP_EINVAL, "eval: output %d is NULL", i);
+        if (outputs[i]->graph != graph)
+            return tpi_fail(TP_EGRAPH, "eval: output %d belongs to another graph", i);
+        if (outputs[i]->generation != graph->generation)
+            return tpi_fail(TP_EGRAPH, "eval: output %d was recorded before the graph was reset", i);
+    }
+    return TP_OK;
+}
+
+/* What the key depends on besides the nodes: outputs by distance from the top, assignments, fusions. */
+static uint64_t header_word(const tp_graph *graph, const tpi_order *order, size_t i, uint32_t top) {
+    if (i == 0) return (uint64_t)order->n_outputs << 32 | graph->assigned_count;
+    if (i == 1) return (uint64_t)graph->context->fusions << 32 | (uint64_t)tpi_threads_count(graph->context->threads);
+    i -= 2;
+    if (i < (size_t)order->n_outputs) return top - order->outputs[i]->id;
+    return top - graph->assigned[i - (size_t)order->n_outputs];
+}
+
+static size_t header_words(const tp_graph *graph, const tpi_order *order) {
+    return 2 + (size_t)order->n_outputs + graph->assigned_count;
+}
+
+tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_order *order) {
+    TPI_TRY(check_outputs(graph, outputs, n));
+    TPI_TRY(reserve_scratch(graph));
+    *order = (tpi_order){graph->order, 0, outputs, n, 0};
+    uint8_t *marks = graph->marks;
+    size_t pending = 0;
+    uint32_t top = 0;
+    for (size_t i = 0; i < (size_t)n + graph->assigned_count; i++) {
+        uint32_t id = i < (size_t)n ? outputs[i]->id : graph->assigned[i - (size_t)n];
+        if (id > top) top = id;
+        pending += !marks[id];
+        marks[id] = 1;
+    }
+    uint64_t hash = 0;
+    for (size_t i = 0; i < header_words(graph, order); i++)
+        hash = tpi_hash_mix(hash, header_word(graph, order, i, top));
+    uint32_t previous = top;
+    for (uint32_t id = top; pending > 0; id--) {
+        if (!marks[id]) continue;
+        marks[id] = 0;
+        pending--;
+        tp_lazy *node = graph->nodes[id];
+        const uint32_t *distances = tpi_node_distances(node);
+        for (int k = 0; k < node->record.n_in; k++) {
+            uint8_t *mark = &marks[id - distances[k]];
+            pending += !*mark;
+            *mark = 1;
+        }
+        hash = tpi_hash_mix(hash, node->hash + (previous - id));
+        previous = id;
+        order->nodes[order->count++] = node;
+    }
+    order->hash = hash;
+    return TP_OK;
+}
+
+/* A node's words in the key: gap, head, record. */
+static const uint64_t *record_words(const tp_lazy *node) { return (const uint64_t *)(const void *)&node->record; }
+
+bool tpi_key_equal(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan) {
+    if (plan->hash != order->hash) return false;
+    uint32_t top = order->count ? order->nodes[0]->id : 0, previous = top;
+    const uint64_t *key = plan->key, *end = plan->key + plan->key_words;
+    size_t header = header_words(graph, order);
+    if (header > plan->key_words) return false;
+    for (size_t i = 0; i < header; i++)
+        if (*key++ != header_word(graph, order, i, top)) return false;
+    for (size_t i = 0; i < order->count; i++) {
+        const tp_lazy *node = order->nodes[i];
+        size_t words = node->record_words + 1;
+        if ((size_t)(end - key) < words + 1 || key[0] != previous - node->id ||
+            memcmp(key + 1, record_words(node), words * 8) != 0)
+            return false;
+        key += words + 1;
+        previous = node->id;
+    }
+    return key == end;
+}
+
+tp_status tpi_key_store(const tp_graph *graph, const tpi_order *order, tpi_plan *plan) {
+    size_t header = header_words(graph, order);
+    plan->key_words = header;
+    for (size_t i = 0; i < order->count; i++) plan->key_words += order->nodes[i]->record_words + 2;
+    if (!(plan->key = tpi_arena_array(&plan->memory, plan->key_words, 8))) return TP_ENOMEM;
+    plan->hash = order->hash;
+    uint32_t top = order->count ? order->nodes[0]->id : 0, previous = top;
+    uint64_t *key = plan->key;
+    for (size_t i = 0; i < header; i++) *key++ = header_word(graph, order, i, top);
+    for (size_t i = 0; i < order->count; i++) {
+        const tp_lazy *node = order->nodes[i];
+        *key++ = previous - node->id;
+        memcpy(key, record_words(node), (node->record_words + 1) * 8);
+        key += node->record_words + 1;
+        previous = node->id;
+    }
+    return TP_OK;
+}

@@ -1,0 +1,41 @@
+/* Runs: a plan with its pointers, on this thread or on the queue.
+ *
+ * Invariant: `bases` holds the leaves' addresses, then the result buffers'; slots has room for the plan's. */
+#ifndef TAPER_GRAPH_RUN_H
+#define TAPER_GRAPH_RUN_H
+
+#include "graph/plan.h"
+
+typedef struct tpi_run {
+    tp_context *context;
+    tpi_plan *plan;
+    void **bases; /* leaves, then result buffers */
+    void **slots;
+} tpi_run;
+
+/* Takes the arena, binds the slots, runs the steps, gives the arena back. */
+tp_status tpi_run_now(const tpi_run *run);
+
+/* ---- queue.c ---- */
+
+typedef struct tpi_queue tpi_queue;
+
+/* An evaluation on the queue: retains the plan and the storages it uses. */
+typedef struct tpi_job {
+    tpi_run run;
+    tp_event *event;
+    tpi_storage **storages; /* owned references */
+    size_t n_storages;
+    struct tpi_job *next;
+} tpi_job;
+
+tp_status tpi_queue_create(tpi_queue **out);
+void tpi_queue_destroy(tpi_queue *queue); /* runs what is queued first */
+
+/* Takes over the job, one block from tpi_malloc; starts the thread at the first. On failure it is not taken. */
+tp_status tpi_queue_push(tpi_queue *queue, tpi_job *job);
+
+/* Returns when everything queued before has ended. */
+void tpi_queue_drain(tpi_queue *queue);
+
+#endif
