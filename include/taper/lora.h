@@ -16,7 +16,7 @@
 #ifndef TAPER_LORA_H
 #define TAPER_LORA_H
 
-#include "taper/graph.h"
+#include "taper/eager.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -56,7 +56,8 @@ TP_API tp_tensor *tp_lora_layer_b(const tp_lora_layer *layer); /* B, f32 [out_fe
 
 /* The update of x [..., in_features], computed at once: *y is [..., out_features] of x's dtype, owned. Fails
  * with TP_ESHAPE, TP_EDTYPE, TP_ENOMEM, TP_ELIMIT. The lazy form is tp_lora_forward_lazy. */
-TP_API tp_status tp_lora_forward(const tp_lora_layer *layer, tp_tensor *x, tp_tensor **y);
+TP_API TP_EAGER_DEPRECATED("use tp_lora_forward_lazy") tp_status
+    tp_lora_forward(const tp_lora_layer *layer, tp_tensor *x, tp_tensor **y);
 
 /* Records the update of x [..., in_features] as one fused operation → [..., out_features], borrowed from x's
  * graph. No dropout: this is the forward pass of inference. */
