@@ -74,7 +74,6 @@ typedef enum tp_train_event {
 } tp_train_event;
 
 typedef struct tp_train_record {
-    size_t size;
     tp_train_event event;
     int64_t iter, iters;                        /* optimizer steps done, and of the whole run */
     double epoch;                               /* passes over the data done */
@@ -154,9 +153,9 @@ typedef struct tp_train_options {
 
 /* Reads model, tokenizer and data, and makes what is trained; writes nothing. `options` and what it points to
  * are borrowed for the call. Owned. Fails with TP_EINVAL (an option out of range, by name; a target that
- * matches nothing; a row too long under TP_OVERLONG_ERROR; a row without a trained token: "row 17: 0 trained
- * tokens of 812"; data without rows), TP_EFORMAT and TP_EIO (a file; of data with its line), TP_EUNSUPPORTED
- * (the model; rows of messages), TP_ENOMEM, TP_ELIMIT. */
+ * matches nothing), TP_EFORMAT and TP_EIO (a file; of data with its row, which is its line: "row 17: 0
+ * trained tokens of 812"; a row too long under TP_OVERLONG_ERROR; data without rows), TP_EUNSUPPORTED (the
+ * model; rows of messages), TP_ENOMEM, TP_ELIMIT. */
 TP_API tp_status tp_trainer_create(tp_trainer **out, tp_device *device, const tp_train_options *options);
 
 /* Plans the step of the largest batch and runs nothing: *bytes is the peak of tensors and plan together.
@@ -179,7 +178,6 @@ TP_API void tp_trainer_destroy(tp_trainer *trainer);
 
 /* What the data and the model came to, and where the run stands. */
 typedef struct tp_trainer_info {
-    size_t size;                       /* sizeof(tp_trainer_info): set by the caller */
     int64_t rows;                      /* of training, after the policies below */
     int64_t tokens;                    /* of training, an epoch */
     int64_t trained_tokens;            /* of them those in the loss */
