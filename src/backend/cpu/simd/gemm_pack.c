@@ -1,0 +1,115 @@
+/* Packing: strided blocks of any floating dtype to the panels of f32 that the register tile reads.
+ *
+ * The trick: where the long direction of a panel lies across memory, VW×VW pieces are transposed in
+ * registers, so that memory is read and written by whole vectors in either orientation. */
+#include "backend/cpu/simd/gemm.h"
+
+/* Lines i < lines of `n` contiguous elements, `stride` apart, to out[j·width + i], j < n: `width` ≥ lines
+ * floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW. Overlapping vector
+ * stores are repaired by the next one; only the last ones are cut. */
+INLINE void transposed(const void *data, int dtype, int64_t stride, int64_t lines, int64_t n, int64_t width,
+                       int64_t step, float *out) {
+    int64_t size = dtype_size(dtype);
+    for (int64_t j = 0; j < n; j += VW) {
+        int64_t part = least(VW, n - j);
+        vf r[VW];
+        UNROLL for (int i = 0; i < VW; i++) {
+            r[i] = i < lines ? v_get((const char *)data + i * stride * size, dtype, j, part) : v_set(0.0f);
+        }
+        v_transpose(r);
+        bool whole = width == VW || j + VW < n;
+        UNROLL for (int i = 0; i < VW; i++) {
+            if (i >= part) break;
+            if (width == VW || (whole && step == width))
+                v_store(out + (j + i) * step, r[i]);
+            else
+                v_store_n(out + (j + i) * step, r[i], width);
+        }
+    }
+}
+
+/* k lines of `n` ≤ width contiguous elements, `stride` apart, to out[p·step + j], zeros behind n. */
+INLINE void straight(const void *data, int dtype, int64_t stride, int64_t k, int64_t n, int64_t width,
+                     int64_t step, float *out) {
+    int64_t size = dtype_size(dtype);
+    for (int64_t p = 0; p < k; p++) {
+        const char *line = (const char *)data + p * stride * size;
+        for (int64_t j = 0; j < width; j += VW) {
+            int64_t want = least(VW, width - j), have = most(0, least(want, n - j));
+            vf x = have == VW ? v_get(line, dtype, j, VW) : v_get(line, dtype, j, have);
+            if (want == VW)
+                v_store(out + p * step + j, x);
+            else
+                v_store_n(out + p * step + j, x, want);
+        }
+    }
+}
+
+static void scattered(const void *data, int dtype, int64_t line_stride, int64_t step_stride, int64_t lines,
+                      int64_t k, int64_t width, float *out) {
+    for (int64_t p = 0; p < k; p++)
+        for (int64_t i = 0; i < width; i++)
+            out[p * width + i] =
+                i < lines ? tpi_load_f32(data, (tp_dtype)dtype, i * line_stride + p * step_stride) : 0.0f;
+}
+
+/* One panel: `lines` ≤ width lines, k steps. A line's elements are `along` apart, the lines `across`. */
+INLINE void panel_of(const void *data, int dtype, int64_t along, int64_t across, int64_t lines, int64_t k,
+                     int64_t width, float *out) {
+    if (across == 1) {
+        straight(data, dtype, along, k, lines, width, width, out);
+    } else if (along == 1) {
+        for (int64_t i = 0; i < width; i += VW)
+            transposed((const char *)data + i * across * dtype_size(dtype), dtype, across,
+                       most(0, least(VW, lines - i)), k, least(VW, width - i), width, out + i);
+    } else {
+        scattered(data, dtype, across, along, lines, k, width, out);
+    }
+}
+
+static void panel(const void *data, int dtype, int64_t along, int64_t across, int64_t lines, int64_t k,
+                  int64_t width, float *out) {
+    if (dtype == TP_F32)
+        panel_of(data, TP_F32, along, across, lines, k, width, out);
+    else if (dtype == TP_BF16)
+        panel_of(data, TP_BF16, along, across, lines, k, width, out);
+    else
+        panel_of(data, TP_F16, along, across, lines, k, width, out);
+}
+
+void TPI_SIMD(pack_a)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,
+                      int64_t stride) {
+    for (int64_t i = 0; i < rows; i += MR, out += stride)
+        panel(tpi_matrix_at(a, i0 + i, j0), a->dtype, a->cs, a->rs, least(MR, rows - i), k, MR, out);
+}
+
+void TPI_SIMD(pack_b)(const tpi_matrix *b, int64_t i0, int64_t j0, int64_t k, int64_t n, float *out,
+                      int64_t stride) {
+    for (int64_t j = 0; j < n; j += NR, out += stride)
+        panel(tpi_matrix_at(b, i0, j0 + j), b->dtype, b->rs, b->cs, least(NR, n - j), k, NR, out);
+}
+
+INLINE void rows_of(const tpi_matrix *a, int dtype, int64_t i0, int64_t j0, int64_t rows, int64_t k,
+                    float *out, int64_t stride) {
+    if (a->cs == 1) {
+        for (int64_t i = 0; i < rows; i++)
+            straight(tpi_matrix_at(a, i0 + i, j0), dtype, 0, 1, k, k, 0, out + i * stride);
+    } else if (a->rs == 1) {
+        for (int64_t j = 0; j < k; j += VW)
+            transposed(tpi_matrix_at(a, i0, j0 + j), dtype, a->cs, least(VW, k - j), rows, VW, stride,
+                       out + j);
+    } else {
+        for (int64_t i = 0; i < rows; i++)
+            scattered(tpi_matrix_at(a, i0 + i, j0), dtype, 0, a->cs, 1, k, 1, out + i * stride);
+    }
+}
+
+void TPI_SIMD(pack_rows)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,
+                         int64_t stride) {
+    if (a->dtype == TP_F32)
+        rows_of(a, TP_F32, i0, j0, rows, k, out, stride);
+    else if (a->dtype == TP_BF16)
+        rows_of(a, TP_BF16, i0, j0, rows, k, out, stride);
+    else
+        rows_of(a, TP_F16, i0, j0, rows, k, out, stride);
+}

@@ -1,0 +1,218 @@
+/* Products with few rows (one token's activations) or few columns (a LoRA's rank).
+ *
+ * Where both operands run along k, the product is many dot products: the large operand streams past once, in
+ * its own dtype, against a few rows in f32 that stay in the first-level cache. Where the large operand's rows
+ * run along n, rows scaled are added up. Nothing of it is packed. The trick: the accumulators of a dot tile
+ * are exactly VW vectors, which one transposition turns into VW sums. */
+#include "backend/cpu/simd/gemm.h"
+
+#define FEW_ROWS    8
+#define FEW_COLUMNS 48
+#define DEEPEST     8192 /* the few columns' rows must stay near */
+#define SPAN        512  /* columns of c at a time */
+#define BAND        32   /* rows of c at a time */
+
+/* What a dot tile reads: rows of p (large, any dtype) against rows of q (f32); results at out[i·op + j·oq].
+ */
+typedef struct dots {
+    const char *p;
+    const float *q;
+    int64_t p_stride, q_stride; /* bytes, floats */
+    int64_t p_rows, q_rows, k;
+    float *out;
+    int64_t op, oq;
+    bool add;
+} dots;
+
+INLINE void dot_tile(const dots *d, int dtype, int np, int nq, int64_t p0, int64_t q0) {
+    const char *p[8];
+    const float *q[8];
+    vf acc[VW];
+    UNROLL for (int i = 0; i < np; i++) p[i] = d->p + least(p0 + i, d->p_rows - 1) * d->p_stride;
+    UNROLL for (int j = 0; j < nq; j++) q[j] = d->q + least(q0 + j, d->q_rows - 1) * d->q_stride;
+    UNROLL for (int i = 0; i < VW; i++) acc[i] = v_set(0.0f);
+    int64_t k = 0;
+    for (; k + VW <= d->k; k += VW) {
+        UNROLL for (int i = 0; i < np; i++) {
+            vf x = v_get(p[i], dtype, k, VW);
+            UNROLL for (int j = 0; j < nq; j++) acc[i * nq + j] = v_fma(x, v_load(q[j] + k), acc[i * nq + j]);
+        }
+    }
+    if (k < d->k) {
+        UNROLL for (int i = 0; i < np; i++) {
+            vf x = v_get(p[i], dtype, k, d->k - k);
+            UNROLL for (int j = 0; j < nq; j++) acc[i * nq + j] =
+                v_fma(x, v_load_n(q[j] + k, d->k - k), acc[i * nq + j]);
+        }
+    }
+    float sums[VW];
+    if (np * nq == VW) {
+        v_store(sums, v_sums(acc));
+    } else {
+        UNROLL for (int i = 0; i < np * nq; i++) sums[i] = v_sum(acc[i]);
+    }
+    for (int i = 0; i < np && p0 + i < d->p_rows; i++) {
+        for (int j = 0; j < nq && q0 + j < d->q_rows; j++) {
+            float *to = d->out + (p0 + i) * d->op + (q0 + j) * d->oq;
+            *to = d->add ? *to + sums[i * nq + j] : sums[i * nq + j];
+        }
+    }
+}
+
+/* All of p's rows; groups of q's rows as wide as the tile allows. */
+INLINE void dot_rows(const dots *d, int dtype, int np, int nq) {
+    for (int64_t p = 0; p < d->p_rows; p += np)
+        for (int64_t q = 0; q < d->q_rows; q += nq) dot_tile(d, dtype, np, nq, p, q);
+}
+
+INLINE void dot_all(const dots *d, int dtype) {
+    if (d->q_rows == 1)
+        dot_rows(d, dtype, 4, 1);
+    else if (d->q_rows == 2)
+        dot_rows(d, dtype, 4, 2);
+    else if (d->q_rows <= 4 || VW == 8)
+        dot_rows(d, dtype, VW / 4, 4);
+    else
+        dot_rows(d, dtype, 2, VW / 2);
+}
+
+static void dot_products(const dots *d, int dtype) {
+    if (dtype == TP_F32)
+        dot_all(d, TP_F32);
+    else if (dtype == TP_BF16)
+        dot_all(d, TP_BF16);
+    else
+        dot_all(d, TP_F16);
+}
+
+/* y[i][n] += a[i][k..k+3] · b[k..k+3][n] for all k: b's rows are read four at a time. */
+INLINE void add_rows(const float *a, int64_t a_stride, const char *b, int dtype, int64_t b_stride, int64_t m,
+                     int64_t n, int64_t k, float *y, int64_t y_stride) {
+    for (int64_t p = 0; p < k; p += 4) {
+        const char *row[4];
+        float zero[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int r = 0; r < 4; r++) row[r] = b + least(p + r, k - 1) * b_stride;
+        for (int64_t i = 0; i < m; i++) {
+            const float *x = a + i * a_stride + p;
+            float *to = y + i * y_stride;
+            if (p + 4 > k) {
+                for (int64_t r = 0; r < k - p; r++) zero[r] = x[r];
+                x = zero;
+            }
+            vf x0 = v_set(x[0]), x1 = v_set(x[1]), x2 = v_set(x[2]), x3 = v_set(x[3]);
+            for (int64_t j = 0; j < n; j += VW) {
+                int64_t part = least(VW, n - j);
+                vf s = v_fma(x1, v_get(row[1], dtype, j, part), x0 * v_get(row[0], dtype, j, part));
+                s = v_fma(x3, v_get(row[3], dtype, j, part), v_fma(x2, v_get(row[2], dtype, j, part), s));
+                v_store(to + j, v_load(to + j) + s);
+            }
+        }
+    }
+}
+
+static void sum_of_rows(const float *a, int64_t a_stride, const tpi_matrix *b, int64_t j0, int64_t m,
+                        int64_t n, int64_t k, float *y, int64_t y_stride) {
+    const char *rows = tpi_matrix_at(b, 0, j0);
+    int64_t stride = b->rs * dtype_size(b->dtype);
+    if (b->dtype == TP_F32)
+        add_rows(a, a_stride, rows, TP_F32, stride, m, n, k, y, y_stride);
+    else if (b->dtype == TP_BF16)
+        add_rows(a, a_stride, rows, TP_BF16, stride, m, n, k, y, y_stride);
+    else
+        add_rows(a, a_stride, rows, TP_F16, stride, m, n, k, y, y_stride);
+}
+
+/* f32 rows along k of `rows` rows of x: in place where they are that already. */
+static const float *k_rows(const tpi_matrix *x, int64_t i0, int64_t rows, int64_t k, float *space,
+                           int64_t *stride) {
+    if (x->dtype == TP_F32 && x->cs == 1) {
+        *stride = x->rs;
+        return tpi_matrix_at(x, i0, 0);
+    }
+    *stride = round_up(k, VW);
+    TPI_SIMD(pack_rows)(x, i0, 0, rows, k, space, *stride);
+    return space;
+}
+
+static void few_rows(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch) {
+    float *out = scratch, *space = scratch + FEW_ROWS * SPAN;
+    const float *rows[2];
+    int64_t stride[2], m = m1 - m0;
+    for (int t = 0; t < g->terms; t++) {
+        rows[t] = k_rows(&g->term[t].a, m0, m, g->term[t].k, space, &stride[t]);
+        space += FEW_ROWS * round_up(g->term[t].k, VW);
+    }
+    for (int64_t j = n0; j < n1; j += SPAN) {
+        int64_t n = least(SPAN, n1 - j);
+        memset(out, 0, sizeof(float) * FEW_ROWS * SPAN);
+        for (int t = 0; t < g->terms; t++) {
+            const tpi_matrix *b = &g->term[t].b;
+            int64_t k = g->term[t].k;
+            if (b->rs == 1) {
+                dots d = {tpi_matrix_at(b, 0, j),
+                          rows[t],
+                          b->cs * dtype_size(b->dtype),
+                          stride[t],
+                          n,
+                          m,
+                          k,
+                          out,
+                          1,
+                          SPAN,
+                          true};
+                dot_products(&d, b->dtype);
+            } else {
+                sum_of_rows(rows[t], stride[t], b, j, m, n, k, out, SPAN);
+            }
+        }
+        TPI_SIMD(gemm_finish)(g, m0, j, m, n, out, SPAN);
+    }
+}
+
+static void few_columns(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch) {
+    const tpi_term *term = &g->term[0];
+    tpi_matrix columns = tpi_matrix_transposed(term->b);
+    int64_t stride, n = n1 - n0;
+    float *out = scratch;
+    const float *q = k_rows(&columns, n0, n, term->k, scratch + BAND * FEW_COLUMNS, &stride);
+    for (int64_t i = m0; i < m1; i += BAND) {
+        int64_t rows = least(BAND, m1 - i);
+        dots d = {tpi_matrix_at(&term->a, i, 0),
+                  q,
+                  term->a.rs * dtype_size(term->a.dtype),
+                  stride,
+                  rows,
+                  n,
+                  term->k,
+                  out,
+                  FEW_COLUMNS,
+                  1,
+                  false};
+        dot_products(&d, term->a.dtype);
+        TPI_SIMD(gemm_finish)(g, i, n0, rows, n, out, FEW_COLUMNS);
+    }
+}
+
+bool TPI_SIMD(gemm_skinny)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                           float *scratch) {
+    bool by_rows = g->m <= FEW_ROWS, by_columns = g->terms == 1 && g->n <= FEW_COLUMNS && g->m > FEW_ROWS;
+    for (int t = 0; t < g->terms; t++) {
+        const tpi_term *term = &g->term[t];
+        by_rows = by_rows && (term->b.rs == 1 || (term->b.cs == 1 && g->m <= FEW_ROWS / 2));
+        by_columns = by_columns && term->a.cs == 1 && term->k >= VW && term->k <= DEEPEST;
+    }
+    if (by_rows)
+        few_rows(g, m0, m1, n0, n1, scratch);
+    else if (by_columns)
+        few_columns(g, m0, m1, n0, n1, scratch);
+    return by_rows || by_columns;
+}
+
+size_t TPI_SIMD(gemm_skinny_scratch)(int64_t m, int64_t n, int64_t k) {
+    int64_t floats = 0;
+    if (m <= FEW_ROWS)
+        floats = FEW_ROWS * (SPAN + round_up(k, VW) + 2 * VW);
+    else if (n <= FEW_COLUMNS)
+        floats = FEW_COLUMNS * (BAND + round_up(least(k, DEEPEST), VW));
+    return (size_t)round_up(floats * 4, 64);
+}

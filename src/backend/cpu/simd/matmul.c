@@ -1,0 +1,223 @@
+/* matmul, linear, lora and linear_lora as blocked products.
+ *
+ * The trick: leading dimensions that lie evenly in memory are rows, so a batch of sequences times one weight
+ * is one product. The low-rank path is two: h = s·x·A, of r columns, then y = x·W + h·B as the two terms of
+ * one pass over y. */
+#include "backend/cpu/simd/gemm.h"
+#include "backend/cpu/simd/kernels.h"
+
+#define CACHE_LINE 64
+
+static int64_t dim(const tpi_operand *x, int from_end) {
+    return x->rank >= from_end ? x->shape[x->rank - from_end] : 1;
+}
+static int64_t stride(const tpi_operand *x, int from_end) {
+    return x->rank >= from_end ? x->stride[x->rank - from_end] : 0;
+}
+
+/* The last two dimensions of x as a matrix. */
+static tpi_matrix matrix(const tpi_operand *x, const void *data) {
+    return (tpi_matrix){data, stride(x, 2), stride(x, 1), x->dtype};
+}
+
+/* All dimensions but the last as rows, if they lie evenly: their stride, else -1. */
+static int64_t row_stride(const tpi_operand *x, int end) {
+    int64_t step = 0, rows = 1;
+    for (int d = end - 1; d >= 0; d--) {
+        if (x->shape[d] == 1) continue;
+        if (rows == 1)
+            step = x->stride[d];
+        else if (x->stride[d] != step * rows)
+            return -1;
+        rows *= x->shape[d];
+    }
+    return step;
+}
+
+static bool floats(const tpi_step *step) {
+    for (int i = 0; i < step->n_in + step->n_out; i++)
+        if (!tpi_float_operand(&step->operands[i])) return false;
+    return tpi_out_operand(step, 0)->contiguous;
+}
+
+static size_t whole_lines(int64_t floats_wanted) {
+    return (size_t)round_up(floats_wanted * (int64_t)sizeof(float), CACHE_LINE);
+}
+
+/* ---- matmul ---- */
+
+/* One matrix b for all of a's rows, which lie evenly. */
+static bool flat(const tpi_step *step) {
+    const tpi_operand *a = tpi_in_operand(step, 0), *b = tpi_in_operand(step, 1);
+    for (int d = 3; d <= b->rank; d++)
+        if (dim(b, d) != 1) return false;
+    return row_stride(a, a->rank - 1) >= 0;
+}
+
+ACCEPTS(matmul_accepts) {
+    const tpi_operand *a = tpi_in_operand(step, 0), *b = tpi_in_operand(step, 1);
+    return floats(step) && a->rank >= 2 && b->rank >= 2;
+}
+
+SCRATCH(matmul_scratch) {
+    const tpi_operand *a = tpi_in_operand(step, 0), *y = tpi_out_operand(step, 0);
+    int64_t m = flat(step) ? tpi_row_count(y) : dim(y, 2);
+    return TPI_SIMD(gemm_scratch)(m, dim(y, 1), dim(a, 1)) * (size_t)threads;
+}
+
+/* Elements from x's first matrix to that of batch item `i` of y's leading dimensions. */
+static int64_t batch_offset(const tpi_operand *x, const tpi_operand *y, int64_t i) {
+    int64_t offset = 0;
+    for (int d = 3; d <= y->rank; d++) {
+        int64_t size = dim(y, d);
+        if (dim(x, d) != 1) offset += i % size * stride(x, d);
+        i /= size;
+    }
+    return offset;
+}
+
+static void batch_item(const void *arg, int64_t i, tpi_gemm *g) {
+    const tpi_launch *launch = arg;
+    const tpi_operand *a = tpi_in_operand(launch->step, 0), *b = tpi_in_operand(launch->step, 1);
+    const tpi_operand *y = tpi_out_operand(launch->step, 0);
+    tpi_term *t = &g->term[0];
+    t->a.data = (const char *)t->a.data + batch_offset(a, y, i) * dtype_size(a->dtype);
+    t->b.data = (const char *)t->b.data + batch_offset(b, y, i) * dtype_size(b->dtype);
+    g->c = (char *)g->c + i * g->m * g->n * dtype_size(g->c_dtype);
+}
+
+static void only_item(const void *arg, int64_t i, tpi_gemm *g) {
+    (void)arg, (void)i, (void)g;
+}
+
+/* c = a·b without its terms: a row-major output of m rows. */
+static tpi_gemm product(const tpi_launch *launch, int64_t m, int64_t n) {
+    const tpi_operand *y = tpi_out_operand(launch->step, 0);
+    return (tpi_gemm){
+        .m = m, .n = n, .terms = 1, .c = tpi_out(launch, 0), .rs = n, .cs = 1, .c_dtype = y->dtype};
+}
+
+KERNEL(matmul) {
+    const tpi_step *step = launch->step;
+    const tpi_operand *a = tpi_in_operand(step, 0), *b = tpi_in_operand(step, 1),
+                      *y = tpi_out_operand(step, 0);
+    if (!y->count) return TP_OK;
+    tpi_gemm g = product(launch, dim(y, 2), dim(y, 1));
+    g.term[0] = (tpi_term){matrix(a, tpi_in(launch, 0)), matrix(b, tpi_in(launch, 1)), dim(a, 1)};
+    if (flat(step)) {
+        g.m = tpi_row_count(y), g.term[0].a.rs = row_stride(a, a->rank - 1);
+        TPI_SIMD(gemm_batch)(launch->threads, &g, 1, only_item, NULL, tpi_scratch(launch));
+    } else {
+        TPI_SIMD(gemm_batch)
+        (launch->threads, &g, y->count / (g.m * g.n), batch_item, launch, tpi_scratch(launch));
+    }
+    return TP_OK;
+}
+
+/* ---- linear ---- */
+
+static bool known_activation(int64_t op) {
+    return op == 0 || op == TPI_RELU || op == TPI_SILU || op == TPI_GELU || op == TPI_GELU_TANH ||
+           op == TPI_TANH || op == TPI_SIGMOID;
+}
+
+ACCEPTS(linear_accepts) {
+    const tpi_attr_linear *attr = step->attr;
+    const tpi_operand *x = tpi_in_operand(step, 0);
+    if (!floats(step) || x->rank < 1 || row_stride(x, x->rank - 1) < 0) return false;
+    if (step->n_in == 3 && !tpi_in_operand(step, 2)->contiguous) return false;
+    return !attr || known_activation(attr->activation);
+}
+
+SCRATCH(linear_scratch) {
+    const tpi_operand *y = tpi_out_operand(step, 0);
+    return TPI_SIMD(gemm_scratch)(tpi_row_count(y), dim(y, 1), dim(tpi_in_operand(step, 0), 1)) *
+           (size_t)threads;
+}
+
+/* x's rows as a matrix; input `k` of the launch. */
+static tpi_matrix row_matrix(const tpi_launch *launch, int k) {
+    const tpi_operand *x = tpi_in_operand(launch->step, k);
+    return (tpi_matrix){tpi_in(launch, k), row_stride(x, x->rank - 1), stride(x, 1), x->dtype};
+}
+
+KERNEL(linear) {
+    const tpi_step *step = launch->step;
+    const tpi_operand *x = tpi_in_operand(step, 0), *y = tpi_out_operand(step, 0);
+    const tpi_attr_linear *attr = step->attr;
+    if (!y->count) return TP_OK;
+    tpi_gemm g = product(launch, tpi_row_count(y), dim(y, 1));
+    g.term[0] =
+        (tpi_term){row_matrix(launch, 0), matrix(tpi_in_operand(step, 1), tpi_in(launch, 1)), dim(x, 1)};
+    g.activation = attr ? (int)attr->activation : 0;
+    if (step->n_in == 3) g.bias = tpi_in(launch, 2), g.bias_dtype = tpi_in_operand(step, 2)->dtype;
+    TPI_SIMD(gemm_batch)(launch->threads, &g, 1, only_item, NULL, tpi_scratch(launch));
+    return TP_OK;
+}
+
+/* ---- lora: inputs x, [w,] a, b, [bias] ---- */
+
+static int first_factor(const tpi_step *step) {
+    return step->op == TPI_LORA ? 1 : 2;
+}
+
+ACCEPTS(lora_accepts) {
+    const tpi_operand *x = tpi_in_operand(step, 0);
+    int bias = first_factor(step) + 2;
+    if (!floats(step) || x->rank < 1 || row_stride(x, x->rank - 1) < 0) return false;
+    return step->n_in <= bias || tpi_in_operand(step, bias)->contiguous;
+}
+
+/* h [rows, r], then the threads' scratch of either product. */
+SCRATCH(lora_scratch) {
+    const tpi_operand *y = tpi_out_operand(step, 0);
+    int64_t rows = tpi_row_count(y), in = dim(tpi_in_operand(step, 0), 1);
+    int64_t r = dim(tpi_in_operand(step, first_factor(step)), 1);
+    size_t first = TPI_SIMD(gemm_scratch)(rows, r, in);
+    size_t second = TPI_SIMD(gemm_scratch)(rows, dim(y, 1), step->op == TPI_LORA ? r : in + r);
+    return whole_lines(rows * r) + (first > second ? first : second) * (size_t)threads;
+}
+
+static void scale(float *h, int64_t n, float s) {
+    for (int64_t i = 0; i < n; i += VW) {
+        int64_t part = least(VW, n - i);
+        v_put(h, TP_F32, i, v_get(h, TP_F32, i, part) * v_set(s), part);
+    }
+}
+
+static void low_rank(const tpi_launch *launch, tpi_gemm *g) {
+    const tpi_step *step = launch->step;
+    const tpi_attr_scalar *attr = step->attr;
+    int k = first_factor(step);
+    const tpi_operand *a = tpi_in_operand(step, k);
+    int64_t r = dim(a, 1);
+    float *h = tpi_scratch(launch), *rest = h + whole_lines(g->m * r) / sizeof(float);
+    tpi_gemm down = {.m = g->m, .n = r, .terms = 1, .c = h, .rs = r, .cs = 1, .c_dtype = TP_F32};
+    down.term[0] = (tpi_term){row_matrix(launch, 0), matrix(a, tpi_in(launch, k)), dim(a, 2)};
+    TPI_SIMD(gemm_batch)(launch->threads, &down, 1, only_item, NULL, rest);
+    scale(h, g->m * r, (float)attr->s);
+    g->term[g->terms++] =
+        (tpi_term){{h, r, 1, TP_F32}, matrix(tpi_in_operand(step, k + 1), tpi_in(launch, k + 1)), r};
+    TPI_SIMD(gemm_batch)(launch->threads, g, 1, only_item, NULL, rest);
+}
+
+KERNEL(lora) {
+    const tpi_operand *y = tpi_out_operand(launch->step, 0);
+    if (!y->count) return TP_OK;
+    tpi_gemm g = product(launch, tpi_row_count(y), dim(y, 1));
+    g.terms = 0;
+    low_rank(launch, &g);
+    return TP_OK;
+}
+
+KERNEL(linear_lora) {
+    const tpi_step *step = launch->step;
+    const tpi_operand *x = tpi_in_operand(step, 0), *y = tpi_out_operand(step, 0);
+    if (!y->count) return TP_OK;
+    tpi_gemm g = product(launch, tpi_row_count(y), dim(y, 1));
+    g.term[0] =
+        (tpi_term){row_matrix(launch, 0), matrix(tpi_in_operand(step, 1), tpi_in(launch, 1)), dim(x, 1)};
+    if (step->n_in == 5) g.bias = tpi_in(launch, 4), g.bias_dtype = tpi_in_operand(step, 4)->dtype;
+    low_rank(launch, &g);
+    return TP_OK;
+}

@@ -1,0 +1,59 @@
+/* The list of vector kernels of one instruction set. */
+#include "backend/cpu/simd/kernels.h"
+
+#define TEXT_(x) #x
+#define TEXT(x)  TEXT_(x)
+#define ENTRY(op, run, accepts, scratch)                                                                     \
+    {                                                                                                        \
+        op, {                                                                                                \
+            TEXT(TPI_ISA), TPI_SIMD(run), TPI_SIMD(accepts), scratch                                         \
+        }                                                                                                    \
+    }
+
+/* A kernel without scratch; with; one that shares its relatives' checks. */
+#define PLAIN(op, name)          ENTRY(op, name, name##_accepts, NULL)
+#define SPACE(op, name)          ENTRY(op, name, name##_accepts, TPI_SIMD(name##_scratch))
+#define SHARED(op, name, family) ENTRY(op, name, family##_accepts, TPI_SIMD(family##_scratch))
+#define POINTWISE(NAME)          PLAIN(TPI_##NAME, pointwise_same), PLAIN(TPI_##NAME, pointwise)
+
+const tpi_kernel_entry TPI_SIMD(kernels)[] = {
+    SPACE(TPI_MATMUL, matmul),
+    SPACE(TPI_LINEAR, linear),
+    SPACE(TPI_LORA, lora),
+    SHARED(TPI_LINEAR_LORA, linear_lora, lora),
+    POINTWISE(NEG),
+    POINTWISE(EXP),
+    POINTWISE(LOG),
+    POINTWISE(SQRT),
+    POINTWISE(RSQRT),
+    POINTWISE(TANH),
+    POINTWISE(SIGMOID),
+    POINTWISE(RELU),
+    POINTWISE(SILU),
+    POINTWISE(GELU),
+    POINTWISE(GELU_TANH),
+    POINTWISE(MUL_SCALAR),
+    POINTWISE(ADD_SCALAR),
+    POINTWISE(ADD),
+    POINTWISE(SUB),
+    POINTWISE(MUL),
+    POINTWISE(DIV),
+    POINTWISE(MINIMUM),
+    POINTWISE(MAXIMUM),
+    PLAIN(TPI_COMPARE, pointwise),
+    PLAIN(TPI_WHERE, pointwise),
+    PLAIN(TPI_CAST, pointwise),
+    POINTWISE(SILU_MUL),
+    POINTWISE(SILU_GRAD),
+    POINTWISE(GELU_GRAD),
+    POINTWISE(GELU_TANH_GRAD),
+    PLAIN(TPI_POINTWISE_CHAIN, pointwise),
+    SPACE(TPI_SOFTMAX, softmax),
+    SHARED(TPI_SOFTMAX_GRAD, softmax_grad, softmax),
+    SHARED(TPI_RMS_NORM, rms_norm, norm),
+    SHARED(TPI_ADD_RMS_NORM, add_rms_norm, norm),
+    SHARED(TPI_LAYER_NORM, layer_norm, norm),
+    SPACE(TPI_RMS_NORM_GRAD, norm_grad),
+    SPACE(TPI_LAYER_NORM_GRAD, norm_grad),
+    TPI_KERNELS_END,
+};

@@ -1,0 +1,155 @@
+/* Vectors of 16 floats: AVX-512 F, BW, DQ, VL. Partial loads and stores are single masked instructions. */
+#ifndef TAPER_SIMD_VEC_AVX512_H
+#define TAPER_SIMD_VEC_AVX512_H
+
+#include <immintrin.h>
+
+#define VW 16
+typedef __m512 vf;
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef __mmask16 vm;
+
+static inline vm v_first(int64_t n) {
+    return (vm)((1u << n) - 1u);
+}
+
+static inline vf v_set(float s) {
+    return _mm512_set1_ps(s);
+}
+static inline vi v_seti(int32_t s) {
+    return (vi)_mm512_set1_epi32(s);
+}
+static inline vf v_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline void v_store(float *p, vf x) {
+    _mm512_storeu_ps(p, x);
+}
+static inline void v_stream(float *p, vf x) {
+    _mm512_stream_ps(p, x);
+}
+static inline vf v_load_n(const float *p, int64_t n) {
+    return _mm512_maskz_loadu_ps(v_first(n), p);
+}
+static inline void v_store_n(float *p, vf x, int64_t n) {
+    _mm512_mask_storeu_ps(p, v_first(n), x);
+}
+
+static inline vf v_load_bf16(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+static inline vf v_load_bf16_n(const uint16_t *p, int64_t n) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(v_first(n), p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+static inline __m256i v_bf16_bits(vf x) { /* to nearest even; NaN stays NaN */
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __m512i quiet = _mm512_or_epi32(bits, _mm512_set1_epi32(0x400000));
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16));
+}
+static inline void v_store_bf16(uint16_t *p, vf x) {
+    _mm256_storeu_si256((__m256i *)p, v_bf16_bits(x));
+}
+static inline void v_store_bf16_n(uint16_t *p, vf x, int64_t n) {
+    _mm256_mask_storeu_epi16(p, v_first(n), v_bf16_bits(x));
+}
+static inline vf v_load_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vf v_load_f16_n(const uint16_t *p, int64_t n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(v_first(n), p));
+}
+static inline void v_store_f16(uint16_t *p, vf x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void v_store_f16_n(uint16_t *p, vf x, int64_t n) {
+    _mm256_mask_storeu_epi16(p, v_first(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline vf v_fma(vf a, vf b, vf c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline vf v_fnma(vf a, vf b, vf c) {
+    return _mm512_fnmadd_ps(a, b, c);
+} /* c - a·b */
+static inline vf v_min(vf a, vf b) {
+    return _mm512_min_ps(a, b);
+} /* b where either is NaN */
+static inline vf v_max(vf a, vf b) {
+    return _mm512_max_ps(a, b);
+}
+static inline vf v_sqrt(vf a) {
+    return _mm512_sqrt_ps(a);
+}
+static inline vf v_round(vf a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline vi v_to_int(vf a) {
+    return (vi)_mm512_cvttps_epi32(a);
+}
+static inline vf v_to_float(vi a) {
+    return _mm512_cvtepi32_ps((__m512i)a);
+}
+
+static inline vm v_eq(vf a, vf b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+}
+static inline vm v_ne(vf a, vf b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ);
+}
+static inline vm v_lt(vf a, vf b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+static inline vm v_le(vf a, vf b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+}
+static inline vf v_blend(vm m, vf yes, vf no) {
+    return _mm512_mask_blend_ps(m, no, yes);
+}
+static inline vf v_keep(vf x, int64_t n) {
+    return _mm512_maskz_mov_ps(v_first(n), x);
+} /* zeros behind n */
+
+static inline float v_sum(vf a) {
+    return _mm512_reduce_add_ps(a);
+}
+static inline float v_top(vf a) {
+    return _mm512_reduce_max_ps(a);
+}
+
+/* x · 2^n, n a whole number. */
+static inline vf v_scale2(vf x, vf n) {
+    return _mm512_scalef_ps(x, n);
+}
+
+static inline void v_transpose(vf r[VW]) {
+    vf t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 2]);
+        __m512d c = _mm512_castps_pd(t[i + 1]), d = _mm512_castps_pd(t[i + 3]);
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+#endif

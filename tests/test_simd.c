@@ -1,0 +1,436 @@
+/* The vector kernels against the reference: every instruction set that the processor has, sizes with and
+ * without whole vectors, strides, broadcasts, dtypes, one thread and three. */
+#include "backend/cpu/cpu.h"
+#include "core/alloc.h"
+#include "core/convert.h"
+#include "taper/ops.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdlib.h>
+
+#ifdef TAPER_CUSTOM_KERNELS
+
+#define OPERANDS 12
+
+typedef struct trial {
+    tpi_step step;
+    tpi_operand operands[OPERANDS];
+    uint32_t slots[OPERANDS + 1];
+    void *data[OPERANDS + 1]; /* the reference's outputs; inputs */
+    double tolerance;         /* relative to 1 + |reference| */
+    int ids;                  /* i32 inputs are in [0, ids) */
+    float low, high;          /* f32 inputs */
+} trial;
+
+#define SHAPE(...)                                                                                           \
+    (const int64_t[]) {                                                                                      \
+        __VA_ARGS__                                                                                          \
+    }
+#define COUNT(...) (int)(sizeof(SHAPE(__VA_ARGS__)) / sizeof(int64_t))
+#define DIMS(...)  COUNT(__VA_ARGS__), SHAPE(__VA_ARGS__)
+
+static tpi_operand strided(tp_dtype dtype, int rank, const int64_t *shape, const int64_t *stride) {
+    tpi_operand x = {.dtype = (uint8_t)dtype, .rank = (uint8_t)rank, .contiguous = true, .count = 1};
+    for (int d = rank - 1; d >= 0; d--) {
+        x.shape[d] = shape[d];
+        x.stride[d] = stride ? stride[d] : x.count;
+        if (shape[d] != 1 && x.stride[d] != x.count) x.contiguous = false;
+        x.count *= shape[d];
+    }
+    return x;
+}
+static tpi_operand dense(tp_dtype dtype, int rank, const int64_t *shape) {
+    return strided(dtype, rank, shape, NULL);
+}
+
+static int64_t extent(const tpi_operand *x) {
+    int64_t last = 0;
+    for (int d = 0; d < x->rank; d++) last += (x->shape[d] - 1) * x->stride[d];
+    return x->count ? last + 1 : 0;
+}
+
+static uint32_t state = 1;
+static double uniform(void) {
+    state = state * 1664525u + 1013904223u;
+    return (double)(state >> 8) / (double)(1 << 24);
+}
+
+static size_t bytes_of(const tpi_operand *x) {
+    size_t size = x->dtype == TP_U8 ? 1 : x->dtype == TP_F32 || x->dtype == TP_I32 ? 4 : 2;
+    return (size_t)extent(x) * size;
+}
+
+/* Exactly as large as the operand: the address sanitizer sees a step beyond. */
+static void *filled(const trial *t, const tpi_operand *x) {
+    void *data = malloc(bytes_of(x) + 1);
+    for (int64_t i = 0; i < extent(x); i++) {
+        double v = t->low + (t->high - t->low) * uniform();
+        if (x->dtype == TP_I32)
+            ((int32_t *)data)[i] = (int32_t)(uniform() * t->ids);
+        else
+            tpi_store_f32(data, (tp_dtype)x->dtype, i, x->dtype == TP_U8 ? (float)(v > 0.0) : (float)v);
+    }
+    return data;
+}
+
+static void begin(trial *t, tpi_op op, int n_in, int n_out, const void *attr) {
+    t->step = (tpi_step){.op = (uint16_t)op, .n_in = (uint8_t)n_in, .n_out = (uint8_t)n_out, .attr = attr};
+    t->step.operands = t->operands, t->step.slots = t->slots;
+    for (uint32_t i = 0; i <= OPERANDS; i++) t->slots[i] = i;
+    if (t->tolerance == 0.0) t->tolerance = 2e-5;
+    if (t->low == t->high) t->low = -2.0f, t->high = 2.0f;
+}
+
+static tp_status launch(trial *t, const tpi_kernel *kernel, void **data, tpi_threads *threads) {
+    t->step.kernel = kernel;
+    size_t scratch = kernel->scratch ? kernel->scratch(&t->step, tpi_threads_count(threads)) : 0;
+    void *space = tpi_aligned_alloc(scratch);
+    memset(space, 0xff, scratch);
+    data[t->step.n_in + t->step.n_out] = space;
+    tpi_launch l = {&t->step, data, threads};
+    tp_status status = kernel->run(&l);
+    tpi_free(space);
+    return status;
+}
+
+static const tpi_kernel *find(const tpi_kernel_entry *list, const tpi_step *step) {
+    for (; list->kernel.run; list++)
+        if (list->op == (tpi_op)step->op && (!list->kernel.accepts || list->kernel.accepts(step)))
+            return &list->kernel;
+    return NULL;
+}
+
+static const tpi_kernel *reference(const tpi_step *step) {
+    const tpi_kernel_entry *lists[] = {tpi_reference_pointwise, tpi_reference_reduce,
+                                       tpi_reference_shape,     tpi_reference_linalg,
+                                       tpi_reference_nn,        tpi_reference_attention};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+        if (find(lists[i], step)) return find(lists[i], step);
+    return NULL;
+}
+
+static void compare_output(const trial *t, const tpi_kernel *kernel, int k, const void *expected,
+                           const void *got) {
+    const tpi_operand *y = &t->operands[t->step.n_in + k];
+    double ulp = y->dtype == TP_BF16 ? 8e-3 : y->dtype == TP_F16 ? 1e-3 : 0.0;
+    for (int64_t i = 0; i < y->count; i++) {
+        double e = (double)tpi_load_f32(expected, (tp_dtype)y->dtype, i);
+        double g = (double)tpi_load_f32(got, (tp_dtype)y->dtype, i);
+        bool same = e == g || (e != e && g != g) || fabs(e - g) <= (t->tolerance + ulp) * (1.0 + fabs(e));
+        cr_assert(same, "%s op %d output %d [%lld]: expected %.9g, got %.9g", kernel->name, t->step.op, k,
+                  (long long)i, e, g);
+    }
+}
+
+static void check_kernel(trial *t, const tpi_kernel *kernel, int threads) {
+    tpi_threads *pool;
+    void *data[OPERANDS + 1] = {NULL};
+    cr_assert_eq(tpi_threads_create(&pool, threads), TP_OK);
+    for (int i = 0; i < t->step.n_in + t->step.n_out; i++) {
+        bool copied = i < t->step.n_in;
+        size_t bytes = bytes_of(&t->operands[i]);
+        if (!copied && (t->step.optional_missing >> (i - t->step.n_in) & 1)) continue;
+        data[i] = malloc(bytes + 1);
+        memcpy(data[i], t->data[copied ? i : 0], copied ? bytes : 0);
+    }
+    bool in_place = t->step.op == TPI_ADAMW;
+    for (int k = 0; in_place && k < t->step.n_out; k++) {
+        free(data[t->step.n_in + k]);
+        data[t->step.n_in + k] = data[k];
+    }
+    cr_assert_eq(launch(t, kernel, data, pool), TP_OK);
+    for (int k = 0; k < t->step.n_out; k++)
+        if (data[t->step.n_in + k])
+            compare_output(t, kernel, k, t->data[t->step.n_in + k], data[t->step.n_in + k]);
+    for (int i = 0; i < t->step.n_in + (in_place ? 0 : t->step.n_out); i++) free(data[i]);
+    tpi_threads_destroy(pool);
+}
+
+static bool has_isa(const char *isa) {
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return strcmp(isa, "avx2") == 0
+               ? avx2
+               : avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                     __builtin_cpu_supports("avx512vl");
+#else
+    return isa != NULL;
+#endif
+}
+
+/* Fills the inputs, computes the reference, and compares each list's kernel. Returns how many accepted. */
+static int check(trial *t) {
+#if defined(__x86_64__)
+    const tpi_kernel_entry *lists[] = {tpi_avx512_kernels, tpi_avx2_kernels};
+#else
+    const tpi_kernel_entry *lists[] = {tpi_neon_kernels};
+#endif
+    const tpi_kernel *oracle = reference(&t->step);
+    tpi_threads *one;
+    int accepted = 0, n = t->step.n_in + t->step.n_out;
+    cr_assert_not_null(oracle);
+    cr_assert_eq(tpi_threads_create(&one, 1), TP_OK);
+    for (int i = 0; i < n; i++)
+        if (!t->data[i]) t->data[i] = filled(t, &t->operands[i]);
+    cr_assert_eq(launch(t, oracle, t->data, one), TP_OK);
+    for (size_t l = 0; l < sizeof lists / sizeof *lists; l++) {
+        const tpi_kernel *kernel = lists[l]->kernel.run ? find(lists[l], &t->step) : NULL;
+        if (!kernel || !has_isa(kernel->name)) continue;
+        check_kernel(t, kernel, 1);
+        check_kernel(t, kernel, 3);
+        accepted++;
+    }
+    for (int i = 0; i < n; i++) free(t->data[i]);
+    tpi_threads_destroy(one);
+    return accepted;
+}
+
+/* check, and that some kernel took it. */
+static void must(trial *t) {
+    int available = has_isa(
+#if defined(__x86_64__)
+        "avx2"
+#else
+        "neon"
+#endif
+    );
+    int accepted = check(t);
+    cr_assert(!available || accepted > 0, "op %d: no vector kernel accepted", t->step.op);
+}
+
+/* ---- products ---- */
+
+static void check_matmul(tp_dtype da, tp_dtype db, int64_t m, int64_t n, int64_t k, bool ta, bool tb) {
+    trial t = {.tolerance = 1e-5 * sqrt((double)k + 1.0)};
+    t.operands[0] = strided(da, DIMS(m, k), ta ? SHAPE(1, m) : NULL);
+    t.operands[1] = strided(db, DIMS(k, n), tb ? SHAPE(1, k) : NULL);
+    t.operands[2] = dense(da, DIMS(m, n));
+    begin(&t, TPI_MATMUL, 2, 1, NULL);
+    must(&t);
+}
+
+Test(simd, matmul) {
+    const int64_t sizes[] = {1, 2, 3, 7, 8, 15, 16, 17, 33, 50, 67};
+    const int n = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < n * n; i++) {
+        int64_t m = sizes[i % n], k = sizes[i / n], w = sizes[(i * 7 + 3) % n];
+        for (int turned = 0; turned < 4; turned++) {
+            check_matmul(TP_F32, TP_F32, m, w, k, turned & 1, turned & 2);
+            check_matmul(TP_F32, TP_BF16, m, w, k, turned & 1, turned & 2);
+        }
+        check_matmul(TP_BF16, TP_F16, m, w, k, i & 1, i & 2);
+    }
+}
+
+Test(simd, matmul_larger_than_blocks) {
+    for (int turned = 0; turned < 4; turned++) {
+        check_matmul(TP_F32, TP_F32, 353, 1100, 530, turned & 1, turned & 2);
+        check_matmul(TP_BF16, TP_BF16, 90, 1061, 300, turned & 1, turned & 2);
+        check_matmul(TP_F32, TP_F32, 700, 9, 531, turned & 1, turned & 2);
+        check_matmul(TP_F32, TP_F32, 5, 1300, 601, turned & 1, turned & 2);
+    }
+}
+
+Test(simd, matmul_batched) {
+    trial t = {.tolerance = 1e-4};
+    t.operands[0] =
+        strided(TP_F32, DIMS(2, 3, 19, 21), SHAPE(19 * 3 * 21, 21, 3 * 21, 1)); /* [2, 19, 3, 21] */
+    t.operands[1] = strided(TP_F32, DIMS(3, 21, 18), SHAPE(21 * 18, 1, 21));
+    t.operands[2] = dense(TP_F32, DIMS(2, 3, 19, 18));
+    begin(&t, TPI_MATMUL, 2, 1, NULL);
+    must(&t);
+    trial u = {.tolerance = 1e-4};
+    u.operands[0] = dense(TP_F32, DIMS(1, 5, 7));
+    u.operands[1] = dense(TP_F32, DIMS(4, 7, 40));
+    u.operands[2] = dense(TP_F32, DIMS(4, 5, 40));
+    begin(&u, TPI_MATMUL, 2, 1, NULL);
+    must(&u);
+}
+
+Test(simd, linear) {
+    const int activations[] = {0, TPI_RELU, TPI_SILU, TPI_GELU, TPI_GELU_TANH};
+    for (int i = 0; i < 10; i++) {
+        tpi_attr_linear attr = {activations[i % 5]};
+        trial t = {.tolerance = 1e-4};
+        int64_t rows = i < 5 ? 23 : 1, in = 61, out = 1050;
+        t.operands[0] = dense(TP_F32, DIMS(2, rows, in));
+        t.operands[1] = strided(i & 1 ? TP_BF16 : TP_F32, DIMS(in, out), SHAPE(1, in));
+        t.operands[2] = dense(TP_F32, DIMS(out));
+        t.operands[3] = dense(i == 3 ? TP_BF16 : TP_F32, DIMS(2, rows, out));
+        begin(&t, TPI_LINEAR, 3, 1, &attr);
+        must(&t);
+    }
+}
+
+Test(simd, lora) {
+    const int64_t ranks[] = {1, 4, 8, 16, 33, 64, 100};
+    for (int i = 0; i < 14; i++) {
+        tpi_attr_scalar attr = {0.5};
+        int64_t r = ranks[i % 7], rows = i < 7 ? 45 : 2, in = 300, out = 131;
+        const int64_t *turned = i & 1 ? SHAPE(1, in) : NULL, *b_turned = i & 1 ? SHAPE(1, r) : NULL;
+        trial t = {.tolerance = 1e-3};
+        t.operands[0] = dense(TP_F32, DIMS(rows, in));
+        t.operands[1] = strided(TP_F32, DIMS(in, r), turned);
+        t.operands[2] = strided(TP_F32, DIMS(r, out), b_turned);
+        t.operands[3] = dense(TP_F32, DIMS(rows, out));
+        begin(&t, TPI_LORA, 3, 1, &attr);
+        must(&t);
+        trial u = {.tolerance = 1e-3};
+        u.operands[0] = t.operands[0];
+        u.operands[1] = strided(i & 2 ? TP_BF16 : TP_F32, DIMS(in, out), SHAPE(1, in));
+        u.operands[2] = t.operands[1], u.operands[3] = t.operands[2];
+        u.operands[4] = dense(TP_F32, DIMS(out));
+        u.operands[5] = t.operands[3];
+        begin(&u, TPI_LINEAR_LORA, 5, 1, &attr);
+        must(&u);
+    }
+}
+
+/* ---- pointwise ---- */
+
+static const tp_dtype float_types[] = {TP_F32, TP_BF16, TP_F16};
+
+Test(simd, pointwise_same_shape) {
+    for (int op = TPI_NEG; op <= TPI_GELU_TANH_GRAD; op++) {
+        if (op == TPI_WHERE || op == TPI_CAST) continue;
+        bool unary = op < TPI_ADD;
+        tpi_attr_scalar scalar = {1.25};
+        tpi_attr_index how = {TP_LT};
+        for (int64_t n = 1; n <= 67; n += 3) {
+            for (int d = 0; d < 3; d++) {
+                trial t = {.low = op == TPI_LOG || op == TPI_SQRT || op == TPI_RSQRT ? 0.01f : -6.0f,
+                           .high = 6.0f};
+                t.tolerance = op == TPI_DIV ? 1e-3 : 0.0;
+                int in = unary ? 1 : 2;
+                for (int k = 0; k <= in; k++) t.operands[k] = dense(float_types[d], DIMS(n));
+                if (op == TPI_COMPARE) t.operands[in] = dense(TP_U8, DIMS(n));
+                begin(&t, (tpi_op)op, in, 1, op == TPI_COMPARE ? (void *)&how : (void *)&scalar);
+                must(&t);
+            }
+        }
+    }
+}
+
+Test(simd, pointwise_extremes) {
+    static const float values[] = {0.0f,   -0.0f,   1e-40f, 1e-8f,    -1e-4f,    0.3f,  0.99f,
+                                   -1.01f, 3.9f,    -4.1f,  20.0f,    -20.0f,    87.0f, -87.0f,
+                                   100.0f, -104.0f, 1e30f,  INFINITY, -INFINITY, NAN};
+    const tpi_op ops[] = {TPI_EXP,  TPI_LOG,  TPI_TANH,      TPI_SIGMOID, TPI_RELU,
+                          TPI_SILU, TPI_GELU, TPI_GELU_TANH, TPI_SQRT,    TPI_NEG};
+    const int64_t n = sizeof values / sizeof *values;
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
+        trial t = {.tolerance = 1e-6};
+        t.operands[0] = t.operands[1] = dense(TP_F32, DIMS(n));
+        t.data[0] = malloc(sizeof values);
+        memcpy(t.data[0], values, sizeof values);
+        begin(&t, ops[i], 1, 1, NULL);
+        must(&t);
+    }
+}
+
+Test(simd, pointwise_broadcast) {
+    for (int d = 0; d < 3; d++) {
+        trial t = {0}; /* outer, strided, last-dimension and scalar operands at once */
+        tpi_attr_chain chain = {.length = 4};
+        chain.steps[0] = (tpi_chain_step){.op = TPI_MUL, .dst = 4, .a = 0, .b = 1};
+        chain.steps[1] = (tpi_chain_step){.op = TPI_ADD, .dst = 3, .a = 4, .b = 2};
+        chain.steps[2] = (tpi_chain_step){.op = TPI_SILU_MUL, .dst = 5, .a = 3, .b = 0};
+        chain.steps[3] = (tpi_chain_step){.op = TPI_MUL_SCALAR, .dst = 5, .a = 5, .s = 3.0};
+        t.operands[0] = strided(float_types[d], DIMS(3, 35, 29), SHAPE(1, 3, 3 * 35));
+        t.operands[1] = strided(TP_F32, DIMS(3, 35, 29), SHAPE(0, 1, 0));
+        t.operands[2] = strided(TP_F32, DIMS(3, 35, 29), SHAPE(0, 0, 1));
+        t.operands[3] = strided(TP_F32, DIMS(3, 35, 29), SHAPE(0, 0, 0));
+        t.operands[4] = dense(float_types[d], DIMS(3, 35, 29));
+        begin(&t, TPI_POINTWISE_CHAIN, 4, 1, &chain);
+        must(&t);
+        trial u = {0};
+        u.operands[0] = dense(TP_U8, DIMS(1000));
+        u.operands[1] = dense(float_types[d], DIMS(1000));
+        u.operands[2] = strided(float_types[d], DIMS(1000), SHAPE(0));
+        u.operands[3] = dense(float_types[d], DIMS(1000));
+        begin(&u, TPI_WHERE, 3, 1, NULL);
+        must(&u);
+    }
+}
+
+Test(simd, cast) {
+    const tp_dtype types[] = {TP_F32, TP_BF16, TP_F16, TP_I32, TP_U8};
+    for (int i = 0; i < 25; i++) {
+        if (i / 5 == i % 5) continue;
+        tpi_attr_cast attr = {types[i % 5]};
+        trial t = {.ids = 300, .low = -300.0f, .high = 300.0f};
+        t.operands[0] = dense(types[i / 5], DIMS(77));
+        t.operands[1] = dense(types[i % 5], DIMS(77));
+        begin(&t, TPI_CAST, 1, 1, &attr);
+        must(&t);
+    }
+}
+
+/* ---- rows ---- */
+
+Test(simd, softmax) {
+    for (int64_t n = 1; n <= 300; n += n < 67 ? 3 : 101) {
+        for (int d = 0; d < 3; d++) {
+            tpi_attr_dim attr = {1};
+            trial t = {.low = -9.0f, .high = 9.0f};
+            for (int k = 0; k < 3; k++) t.operands[k] = dense(float_types[d], DIMS(61, n));
+            begin(&t, TPI_SOFTMAX, 1, 1, &attr);
+            must(&t);
+            trial u = t;
+            memset(u.data, 0, sizeof u.data);
+            begin(&u, TPI_SOFTMAX_GRAD, 2, 1, &attr);
+            u.low = -1.0f, u.high = 1.0f, u.tolerance = 1e-4;
+            must(&u);
+        }
+    }
+}
+
+Test(simd, softmax_extremes) {
+    static const float values[3][17] = {{[0] = -1e4f, [16] = 1e4f}, {[3] = -INFINITY}, {[5] = NAN}};
+    tpi_attr_dim attr = {1};
+    trial t = {0};
+    t.operands[0] = t.operands[1] = dense(TP_F32, DIMS(4, 17));
+    float *x = malloc(4 * 17 * sizeof *x);
+    memcpy(x, values, sizeof values);
+    for (int i = 0; i < 17; i++) x[3 * 17 + i] = -INFINITY;
+    t.data[0] = x;
+    begin(&t, TPI_SOFTMAX, 1, 1, &attr);
+    must(&t);
+}
+
+static void check_norm(tpi_op op, int n_in, int n_out, int rows_in, tp_dtype dtype, int64_t n,
+                       unsigned missing) {
+    tpi_attr_norm attr = {1e-5};
+    trial t = {.tolerance = 1e-4};
+    const int64_t rows = 300;
+    for (int k = 0; k < n_in; k++)
+        t.operands[k] = k < rows_in ? dense(dtype, DIMS(rows, n)) : dense(k & 1 ? TP_F32 : dtype, DIMS(n));
+    for (int k = 0; k < n_out; k++)
+        t.operands[n_in + k] =
+            k == 0 || op == TPI_ADD_RMS_NORM ? dense(dtype, DIMS(rows, n)) : dense(TP_F32, DIMS(n));
+    begin(&t, op, n_in, n_out, &attr);
+    t.step.optional_missing = (uint8_t)missing;
+    must(&t);
+}
+
+Test(simd, norms) {
+    for (int64_t n = 1; n <= 67; n += n < 30 ? 3 : 37) {
+        for (int d = 0; d < 2; d++) {
+            tp_dtype dtype = float_types[d];
+            check_norm(TPI_RMS_NORM, 1, 1, 1, dtype, n, 0);
+            check_norm(TPI_RMS_NORM, 2, 1, 1, dtype, n, 0);
+            check_norm(TPI_ADD_RMS_NORM, 3, 2, 2, dtype, n, 0);
+            check_norm(TPI_ADD_RMS_NORM, 2, 2, 2, dtype, n, 2);
+            if (n == 1) continue; /* layer_norm of one element is a rounding error divided by √eps */
+            check_norm(TPI_LAYER_NORM, 3, 1, 1, dtype, n, 0);
+            check_norm(TPI_LAYER_NORM, 1, 1, 1, dtype, n, 0);
+            check_norm(TPI_RMS_NORM_GRAD, 3, 2, 2, dtype, n, 0);
+            check_norm(TPI_RMS_NORM_GRAD, 2, 2, 2, dtype, n, 2);
+            check_norm(TPI_LAYER_NORM_GRAD, 3, 3, 2, dtype, n, 0);
+            check_norm(TPI_LAYER_NORM_GRAD, 3, 3, 2, dtype, n, 1);
+        }
+    }
+}
+
+#endif
