@@ -38,7 +38,6 @@ typedef struct tp_context_options {
     int threads;           /* 0: TP_THREADS, or the processors this process may use */
     uint64_t memory_limit; /* bytes a plan and its results may take; 0: no limit */
     uint64_t cache_bytes;  /* bytes of cached plans; 0: 64 MiB */
-    bool host_fallback;    /* run operations a device has no kernel for on the CPU, logged once each */
     bool strict;           /* report a recording error at its line through `log`, as TP_STRICT=1 does */
     const char *fuse;      /* fusions to leave out, for instance "-lora,-pointwise"; NULL: TP_FUSE */
     const char *verbose;   /* any of "plan,kernel,memory"; NULL: TP_VERBOSE */
@@ -46,7 +45,8 @@ typedef struct tp_context_options {
     void *log_user;
 } tp_context_options;
 
-#define TP_CONTEXT_OPTIONS_INIT {sizeof(tp_context_options), 0, 0, 0, false, false, NULL, NULL, NULL, NULL}
+#define TP_CONTEXT_OPTIONS_INIT                                                                              \
+    { sizeof(tp_context_options), 0, 0, 0, false, NULL, NULL, NULL, NULL }
 
 /* Creates a context; `options` may be NULL. Owned: release it with tp_context_destroy. Fails with TP_EINVAL
  * for an unknown fusion or topic, TP_ENOMEM. */

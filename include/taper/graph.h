@@ -12,8 +12,8 @@
  *     status = tp_lazy_eval(y, &out);
  *     tp_graph_reset(g);
  *
- * After an evaluation the nodes that were asked for are leaves that hold their values. Plans are cached in the
- * context: the same recording again costs a lookup and the binding of pointers.
+ * After an evaluation the nodes that were asked for are leaves that hold their values. Plans are cached in
+ * the context: the same recording again costs a lookup and the binding of pointers.
  */
 #ifndef TAPER_GRAPH_H
 #define TAPER_GRAPH_H
@@ -56,8 +56,8 @@ TP_API tp_lazy *tp_lazy_from_slice(tp_graph *graph, tp_device *device, tp_dtype 
 
 /* ---- questions that compute nothing ---- */
 
-TP_API int tp_lazy_rank(const tp_lazy *x);              /* 0 for NULL */
-TP_API const int64_t *tp_lazy_shape(const tp_lazy *x);  /* `rank` sizes, borrowed until reset; NULL for NULL */
+TP_API int tp_lazy_rank(const tp_lazy *x);             /* 0 for NULL */
+TP_API const int64_t *tp_lazy_shape(const tp_lazy *x); /* `rank` sizes, borrowed until reset; NULL for NULL */
 TP_API int64_t tp_lazy_size(const tp_lazy *x, int dim); /* dim < 0 counts from the end; 0 if there is none */
 TP_API tp_dtype tp_lazy_dtype(const tp_lazy *x);
 TP_API tp_device *tp_lazy_device(const tp_lazy *x);
@@ -102,7 +102,8 @@ TP_API bool tp_event_query(tp_event *event, tp_status *status);
 
 /* Calls `callback(user, status)` once, when the evaluation ended: at once in this thread if it has, else
  * from the queue's thread. One callback an event; a second is TP_EINVAL. */
-TP_API tp_status tp_event_on_done(tp_event *event, void (*callback)(void *user, tp_status status), void *user);
+TP_API tp_status tp_event_on_done(tp_event *event, void (*callback)(void *user, tp_status status),
+                                  void *user);
 TP_API void tp_event_release(tp_event *event); /* NULL does nothing */
 
 /* Bytes that evaluating these nodes takes at its peak beyond the tensors that exist now. Plans, and caches

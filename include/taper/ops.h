@@ -51,9 +51,10 @@ TP_API tp_lazy *tp_lazy_silu_mul(tp_lazy *gate, tp_lazy *up); /* silu(gate) · u
 
 typedef enum tp_compare { TP_EQ, TP_NE, TP_LT, TP_LE, TP_GT, TP_GE } tp_compare;
 
-TP_API tp_lazy *tp_lazy_compare(tp_lazy *a, tp_lazy *b, tp_compare how);        /* u8: 1 where true */
-TP_API tp_lazy *tp_lazy_where(tp_lazy *condition, tp_lazy *a, tp_lazy *b);      /* condition u8: ≠ 0 gives a */
-TP_API tp_lazy *tp_lazy_cast(tp_lazy *x, tp_dtype dtype); /* float to integer truncates and saturates; NaN gives 0 */
+TP_API tp_lazy *tp_lazy_compare(tp_lazy *a, tp_lazy *b, tp_compare how);   /* u8: 1 where true */
+TP_API tp_lazy *tp_lazy_where(tp_lazy *condition, tp_lazy *a, tp_lazy *b); /* condition u8: ≠ 0 gives a */
+TP_API tp_lazy *tp_lazy_cast(tp_lazy *x,
+                             tp_dtype dtype); /* float to integer truncates and saturates; NaN gives 0 */
 
 /* ---- reductions; TP_ALL_DIMS reduces to one element ---- */
 
@@ -98,7 +99,8 @@ TP_API tp_lazy *tp_lazy_matmul(tp_lazy *a, tp_lazy *b);
 /* x · w + bias: x [..., in], w [in, out], bias [out] or NULL. */
 TP_API tp_lazy *tp_lazy_linear(tp_lazy *x, tp_lazy *w, tp_lazy *bias);
 
-/* scale · x · a · b, the low-rank update (Hu et al. 2021): x [..., in], a [in, r], b [r, out] → [..., out]. */
+/* scale · x · a · b, the low-rank update (Hu et al. 2021): x [..., in], a [in, r], b [r, out] → [..., out].
+ */
 TP_API tp_lazy *tp_lazy_lora_fused(tp_lazy *x, tp_lazy *a, tp_lazy *b, double scale);
 
 /* x · w + scale · x · a · b + bias: one adapted linear layer. w [in, out], bias [out] or NULL. */
@@ -130,13 +132,14 @@ typedef struct tp_attention_options {
     int64_t window;   /* > 0: and only the last `window` of them */
     tp_lazy *start;   /* i32 [B]: position of the first query; NULL: 0. Keys are at positions 0 ... S-1 */
     tp_lazy *lengths; /* i32 [B]: keys at positions ≥ lengths[b] are not seen; NULL: all are seen */
-    tp_lazy *mask;    /* f32, broadcast to [B, H, T, S], added to the scaled scores; no gradient; NULL: none */
+    tp_lazy *mask; /* f32, broadcast to [B, H, T, S], added to the scaled scores; no gradient; NULL: none */
 } tp_attention_options;
 
-#define TP_ATTENTION_OPTIONS_INIT {sizeof(tp_attention_options), 0.0, false, 0, NULL, NULL, NULL}
+#define TP_ATTENTION_OPTIONS_INIT                                                                            \
+    { sizeof(tp_attention_options), 0.0, false, 0, NULL, NULL, NULL }
 
-/* softmax(q·kᵀ·scale + mask)·v, computed in blocks without storing the scores (Dao et al. 2022): q [B, T, H, D],
- * k and v [B, S, G, D], H a multiple of G (grouped heads) → [B, T, H, D]. A query that sees no key gives
+/* softmax(q·kᵀ·scale + mask)·v, computed in blocks without storing the scores (Dao et al. 2022): q [B, T, H,
+ * D], k and v [B, S, G, D], H a multiple of G (grouped heads) → [B, T, H, D]. A query that sees no key gives
  * zeros. `options` may be NULL. */
 TP_API tp_lazy *tp_lazy_attention(tp_lazy *q, tp_lazy *k, tp_lazy *v, const tp_attention_options *options);
 
@@ -154,12 +157,13 @@ typedef struct tp_adamw_options {
     double beta1, beta2, eps, weight_decay;
 } tp_adamw_options;
 
-#define TP_ADAMW_OPTIONS_INIT {sizeof(tp_adamw_options), 0.9, 0.999, 1e-8, 0.0}
+#define TP_ADAMW_OPTIONS_INIT                                                                                \
+    { sizeof(tp_adamw_options), 0.9, 0.999, 1e-8, 0.0 }
 
-/* Records one AdamW step (Loshchilov and Hutter 2019) of the leaf `parameter` with moments `m`, `v` (leaves, f32,
- * same shape) and assigns all three. step: f32 [3] = {learning rate, 1 - beta1^t, 1 - beta2^t}; gradient_scale:
- * f32, one element, multiplies the gradient (clipping); if it is not finite the step changes nothing.
- * Returns the new parameter. */
+/* Records one AdamW step (Loshchilov and Hutter 2019) of the leaf `parameter` with moments `m`, `v` (leaves,
+ * f32, same shape) and assigns all three. step: f32 [3] = {learning rate, 1 - beta1^t, 1 - beta2^t};
+ * gradient_scale: f32, one element, multiplies the gradient (clipping); if it is not finite the step changes
+ * nothing. Returns the new parameter. */
 TP_API tp_lazy *tp_lazy_adamw(tp_lazy *parameter, tp_lazy *m, tp_lazy *v, tp_lazy *gradient, tp_lazy *step,
                               tp_lazy *gradient_scale, const tp_adamw_options *options);
 

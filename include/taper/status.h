@@ -41,7 +41,7 @@ typedef enum tp_status {
 #define X(name, meaning) TP_##name,
     TP_STATUS_LIST(X)
 #undef X
-    TP_STATUS_COUNT
+        TP_STATUS_COUNT
 } tp_status;
 
 /* The code's name, for instance "TP_ESHAPE"; "TP_?" for a number that is no code. Static text. */

@@ -34,7 +34,7 @@ typedef enum tp_dtype {
 #define X(name, text, bytes) TP_##name,
     TP_DTYPE_LIST(X)
 #undef X
-    TP_DTYPE_COUNT
+        TP_DTYPE_COUNT
 } tp_dtype;
 
 TP_API const char *tp_dtype_name(tp_dtype dtype); /* "f32"; "?" for a number that is no dtype */
@@ -75,7 +75,7 @@ TP_API tp_tensor *tp_tensor_retain(tp_tensor *tensor);
 TP_API void tp_tensor_release(tp_tensor *tensor);
 
 TP_API int tp_tensor_rank(const tp_tensor *tensor);
-TP_API const int64_t *tp_tensor_shape(const tp_tensor *tensor); /* `rank` sizes, borrowed */
+TP_API const int64_t *tp_tensor_shape(const tp_tensor *tensor);  /* `rank` sizes, borrowed */
 TP_API int64_t tp_tensor_size(const tp_tensor *tensor, int dim); /* dim < 0 counts from the end; 0 if none */
 TP_API int64_t tp_tensor_count(const tp_tensor *tensor);         /* elements */
 TP_API tp_dtype tp_tensor_dtype(const tp_tensor *tensor);

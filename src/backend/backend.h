@@ -5,8 +5,8 @@
  * lists kernels for each operation, best first and the plain reference last; the planner takes the first that
  * accepts the step, so the choice depends on nothing that changes from run to run.
  *
- * Invariants: a kernel writes only its outputs and its scratch; it allocates nothing; it returns an error only
- * if its operation has TPI_FLAG_CAN_FAIL, and then before it wrote any output that shares memory with an
+ * Invariants: a kernel writes only its outputs and its scratch; it allocates nothing; it returns an error
+ * only if its operation has TPI_FLAG_CAN_FAIL, and then before it wrote any output that shares memory with an
  * input. For the same step, data and thread count it gives the same bits. */
 #ifndef TAPER_BACKEND_BACKEND_H
 #define TAPER_BACKEND_BACKEND_H
@@ -48,11 +48,13 @@ typedef tp_status (*tpi_kernel_fn)(const tpi_launch *launch);
 struct tpi_kernel {
     const char *name; /* for TP_VERBOSE=kernel: "avx512", "openblas", "reference" */
     tpi_kernel_fn run;
-    bool (*accepts)(const tpi_step *step);                 /* NULL: everything */
-    size_t (*scratch)(const tpi_step *step, int threads);  /* bytes, TPI_ALIGN-aligned; NULL: none */
+    bool (*accepts)(const tpi_step *step);                /* NULL: everything */
+    size_t (*scratch)(const tpi_step *step, int threads); /* bytes, TPI_ALIGN-aligned; NULL: none */
 };
 
-static inline const tpi_operand *tpi_in_operand(const tpi_step *step, int k) { return &step->operands[k]; }
+static inline const tpi_operand *tpi_in_operand(const tpi_step *step, int k) {
+    return &step->operands[k];
+}
 static inline const tpi_operand *tpi_out_operand(const tpi_step *step, int k) {
     return &step->operands[step->n_in + k];
 }

@@ -11,9 +11,13 @@
 static atomic_llong live;
 static atomic_llong fail_countdown; /* 0: off */
 
-void tpi_alloc_fail_at(int64_t n) { atomic_store(&fail_countdown, n); }
+void tpi_alloc_fail_at(int64_t n) {
+    atomic_store(&fail_countdown, n);
+}
 
-int64_t tpi_alloc_live(void) { return atomic_load(&live); }
+int64_t tpi_alloc_live(void) {
+    return atomic_load(&live);
+}
 
 static bool injected_fault(void) {
     if (atomic_load_explicit(&fail_countdown, memory_order_relaxed) == 0) return false;
@@ -28,7 +32,9 @@ static void *counted(void *pointer, size_t bytes) {
     return pointer;
 }
 
-void *tpi_malloc(size_t bytes) { return counted(injected_fault() ? NULL : malloc(bytes ? bytes : 1), bytes); }
+void *tpi_malloc(size_t bytes) {
+    return counted(injected_fault() ? NULL : malloc(bytes ? bytes : 1), bytes);
+}
 
 void *tpi_calloc(size_t count, size_t size) {
     return counted(injected_fault() ? NULL : calloc(count ? count : 1, size ? size : 1), count * size);
@@ -67,7 +73,9 @@ char *tpi_strndup(const char *text, size_t length) {
     return copy;
 }
 
-char *tpi_strdup(const char *text) { return tpi_strndup(text, strlen(text)); }
+char *tpi_strdup(const char *text) {
+    return tpi_strndup(text, strlen(text));
+}
 
 char *tpi_asprintf(const char *format, ...) {
     va_list args, again;
@@ -85,7 +93,8 @@ tp_status tpi_grow(void *array, size_t *capacity, size_t wanted, size_t size) {
     if (wanted <= *capacity) return TP_OK;
     size_t larger = *capacity < 8 ? 8 : *capacity;
     while (larger < wanted)
-        if (!tpi_mul_size(larger, 2, &larger)) return tpi_fail(TP_ENOMEM, "out of memory: %zu elements", wanted);
+        if (!tpi_mul_size(larger, 2, &larger))
+            return tpi_fail(TP_ENOMEM, "out of memory: %zu elements", wanted);
     void *old, *moved;
     memcpy(&old, array, sizeof old);
     if (!(moved = tpi_realloc_array(old, larger, size))) return TP_ENOMEM;

@@ -32,8 +32,12 @@ char *tpi_asprintf(const char *format, ...) __attribute__((format(printf, 1, 2))
 tp_status tpi_grow(void *array, size_t *capacity, size_t wanted, size_t size);
 
 /* Checked arithmetic: false on overflow. */
-static inline bool tpi_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool tpi_add_size(size_t a, size_t b, size_t *out) { return !__builtin_add_overflow(a, b, out); }
+static inline bool tpi_mul_size(size_t a, size_t b, size_t *out) {
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool tpi_add_size(size_t a, size_t b, size_t *out) {
+    return !__builtin_add_overflow(a, b, out);
+}
 
 /* Fault injection for tests: the n-th allocation from now fails, once (n = 1 is the next one; 0 switches
  * it off). Process-wide. */

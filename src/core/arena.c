@@ -70,4 +70,6 @@ void tpi_arena_reset(tpi_arena *arena, size_t keep) {
     if (arena->first) enter(arena, arena->first);
 }
 
-void tpi_arena_release(tpi_arena *arena) { tpi_arena_reset(arena, 0); }
+void tpi_arena_release(tpi_arena *arena) {
+    tpi_arena_reset(arena, 0);
+}

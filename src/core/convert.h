@@ -19,7 +19,9 @@ static inline uint32_t tpi_bits_of_float(float value) {
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
-static inline float tpi_bf16_to_f32(uint16_t h) { return tpi_float_of_bits((uint32_t)h << 16); }
+static inline float tpi_bf16_to_f32(uint16_t h) {
+    return tpi_float_of_bits((uint32_t)h << 16);
+}
 static inline uint16_t tpi_f32_to_bf16(float value) {
     uint32_t bits = tpi_bits_of_float(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u);
@@ -36,7 +38,7 @@ static inline uint16_t tpi_f32_to_f16(float value) {
     uint32_t bits = tpi_bits_of_float(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
     if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to infinity */
-    if (magnitude < 0x38800000u) {                                  /* subnormal: let the adder round */
+    if (magnitude < 0x38800000u) {                                   /* subnormal: let the adder round */
         float shifted = tpi_float_of_bits(magnitude) + 0.5f;
         return (uint16_t)(sign | (tpi_bits_of_float(shifted) - 0x3f000000u));
     }
@@ -56,22 +58,39 @@ static inline uint8_t tpi_f32_to_u8(float value) {
 /* Element `i` of an array of `dtype` as f32, and back. */
 static inline float tpi_load_f32(const void *data, tp_dtype dtype, int64_t i) {
     switch (dtype) {
-    case TP_F32: return ((const float *)data)[i];
-    case TP_BF16: return tpi_bf16_to_f32(((const uint16_t *)data)[i]);
-    case TP_F16: return tpi_f16_to_f32(((const uint16_t *)data)[i]);
-    case TP_I32: return (float)((const int32_t *)data)[i];
-    case TP_U8: return (float)((const uint8_t *)data)[i];
-    default: return 0.0f;
+    case TP_F32:
+        return ((const float *)data)[i];
+    case TP_BF16:
+        return tpi_bf16_to_f32(((const uint16_t *)data)[i]);
+    case TP_F16:
+        return tpi_f16_to_f32(((const uint16_t *)data)[i]);
+    case TP_I32:
+        return (float)((const int32_t *)data)[i];
+    case TP_U8:
+        return (float)((const uint8_t *)data)[i];
+    default:
+        return 0.0f;
     }
 }
 static inline void tpi_store_f32(void *data, tp_dtype dtype, int64_t i, float value) {
     switch (dtype) {
-    case TP_F32: ((float *)data)[i] = value; break;
-    case TP_BF16: ((uint16_t *)data)[i] = tpi_f32_to_bf16(value); break;
-    case TP_F16: ((uint16_t *)data)[i] = tpi_f32_to_f16(value); break;
-    case TP_I32: ((int32_t *)data)[i] = tpi_f32_to_i32(value); break;
-    case TP_U8: ((uint8_t *)data)[i] = tpi_f32_to_u8(value); break;
-    default: break;
+    case TP_F32:
+        ((float *)data)[i] = value;
+        break;
+    case TP_BF16:
+        ((uint16_t *)data)[i] = tpi_f32_to_bf16(value);
+        break;
+    case TP_F16:
+        ((uint16_t *)data)[i] = tpi_f32_to_f16(value);
+        break;
+    case TP_I32:
+        ((int32_t *)data)[i] = tpi_f32_to_i32(value);
+        break;
+    case TP_U8:
+        ((uint8_t *)data)[i] = tpi_f32_to_u8(value);
+        break;
+    default:
+        break;
     }
 }
 

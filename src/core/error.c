@@ -26,7 +26,9 @@ const char *tp_status_text(tp_status status) {
     return (unsigned)status < TP_STATUS_COUNT ? texts[status] : "unknown status";
 }
 
-const char *tp_error_message(void) { return message; }
+const char *tp_error_message(void) {
+    return message;
+}
 
 /* A message is one line whatever a file name or a token in it holds. */
 static void keep_one_line(char *text) {

@@ -12,8 +12,7 @@
 /* Sets the calling thread's message and returns `status`, so that it ends a function:
  *     return tpi_fail(TP_ESHAPE, "matmul: inner sizes %lld and %lld differ", k0, k1); */
 tp_status tpi_fail(tp_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
-tp_status tpi_failv(tp_status status, const char *format, va_list args)
-    __attribute__((format(printf, 2, 0)));
+tp_status tpi_failv(tp_status status, const char *format, va_list args) __attribute__((format(printf, 2, 0)));
 
 /* Puts "<prefix>: " before the current message (a file name, a layer's path) and returns `status`. */
 tp_status tpi_fail_within(tp_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -11,7 +11,8 @@ typedef struct tp_event tp_event;
 tp_status tpi_event_create(tp_event **out);
 tp_event *tpi_event_retain(tp_event *event);
 
-/* Ends it with the status, and with the calling thread's message if that is an error; wakes and calls back. */
+/* Ends it with the status, and with the calling thread's message if that is an error; wakes and calls back.
+ */
 void tpi_event_finish(tp_event *event, tp_status status);
 
 #endif

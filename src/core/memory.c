@@ -1,5 +1,5 @@
-/* Block memory by size class. A class is a power of two in four steps, so that at most a quarter is slack and a
- * freed block fits the next tensor of about its size. Large blocks are aligned to huge pages. */
+/* Block memory by size class. A class is a power of two in four steps, so that at most a quarter is slack and
+ * a freed block fits the next tensor of about its size. Large blocks are aligned to huge pages. */
 #include "core/memory.h"
 #include "core/alloc.h"
 #include "core/error.h"
@@ -59,8 +59,9 @@ void tpi_memory_destroy(tpi_memory *memory) {
 }
 
 static tp_status over_limit(const tpi_memory *memory, size_t bytes) {
-    return tpi_fail(TP_ELIMIT, "memory: needs %.1f MiB more, %.1f MiB in use, limit %.1f MiB: raise the limit",
-                    (double)bytes / 0x1p20, (double)memory->stats.now / 0x1p20, (double)memory->limit / 0x1p20);
+    return tpi_fail(
+        TP_ELIMIT, "memory: needs %.1f MiB more, %.1f MiB in use, limit %.1f MiB: raise the limit",
+        (double)bytes / 0x1p20, (double)memory->stats.now / 0x1p20, (double)memory->limit / 0x1p20);
 }
 
 static void *new_block(size_t bytes) {
@@ -76,7 +77,8 @@ static void *new_block(size_t bytes) {
 tp_status tpi_memory_take(tpi_memory *memory, size_t bytes, void **out) {
     size_t rounded;
     *out = NULL;
-    if (bytes > SIZE_MAX / 4) return tpi_fail(TP_ENOMEM, "out of memory: could not allocate %zu bytes", bytes);
+    if (bytes > SIZE_MAX / 4)
+        return tpi_fail(TP_ENOMEM, "out of memory: could not allocate %zu bytes", bytes);
     int c = class_of(bytes, &rounded);
     pthread_mutex_lock(&memory->lock);
     tpi_memory_stats *stats = &memory->stats;
@@ -138,4 +140,6 @@ tpi_memory_stats tpi_memory_get_stats(tpi_memory *memory) {
     return stats;
 }
 
-uint64_t tpi_memory_limit(const tpi_memory *memory) { return memory->limit; }
+uint64_t tpi_memory_limit(const tpi_memory *memory) {
+    return memory->limit;
+}

@@ -1,7 +1,7 @@
 /* The memory of one device: blocks by size class, kept for reuse, counted against a limit.
  *
- * Invariant: now = bytes handed out; peak ≥ now; now + kept ≤ limit after an allocation, kept blocks are freed
- * first. Blocks are aligned to TPI_ALIGN. Safe from several threads. */
+ * Invariant: now = bytes handed out; peak ≥ now; now + kept ≤ limit after an allocation, kept blocks are
+ * freed first. Blocks are aligned to TPI_ALIGN. Safe from several threads. */
 #ifndef TAPER_CORE_MEMORY_H
 #define TAPER_CORE_MEMORY_H
 

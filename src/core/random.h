@@ -1,5 +1,5 @@
-/* Philox4x32-10, a counter-based generator (Salmon et al. 2011): random numbers as a pure function of a key and
- * a counter, so that any thread or device can make any of them in any order. */
+/* Philox4x32-10, a counter-based generator (Salmon et al. 2011): random numbers as a pure function of a key
+ * and a counter, so that any thread or device can make any of them in any order. */
 #ifndef TAPER_CORE_RANDOM_H
 #define TAPER_CORE_RANDOM_H
 
@@ -20,7 +20,9 @@ static inline void tpi_philox(const uint32_t key[2], const uint32_t counter[4], 
 }
 
 /* In [0, 1), on a grid of 2^-24. */
-static inline float tpi_uniform(uint32_t bits) { return (float)(bits >> 8) * 0x1p-24f; }
+static inline float tpi_uniform(uint32_t bits) {
+    return (float)(bits >> 8) * 0x1p-24f;
+}
 
 /* A stream of numbers: key (seed), position. The state is 16 bytes that a checkpoint can hold. */
 typedef struct tpi_random {

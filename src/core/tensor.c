@@ -53,7 +53,8 @@ tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64
     if (rank > 0 && !shape) return tpi_fail(TP_EINVAL, "%s: shape is NULL", who);
     for (int d = 0; d < rank; d++) {
         if (shape[d] < 0)
-            return tpi_fail(TP_ESHAPE, "%s: size %lld of dimension %d is negative", who, (long long)shape[d], d);
+            return tpi_fail(TP_ESHAPE, "%s: size %lld of dimension %d is negative", who, (long long)shape[d],
+                            d);
         n *= shape[d] != 0;
         if (shape[d] && __builtin_mul_overflow(span, shape[d], &span))
             return tpi_fail(TP_ESHAPE, "%s: the shape's product overflows", who);
@@ -61,7 +62,8 @@ tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64
     n *= span;
     int64_t total;
     if (__builtin_mul_overflow(span, (int64_t)tp_dtype_size(dtype), &total))
-        return tpi_fail(TP_ESHAPE, "%s: %lld elements of %s overflow", who, (long long)span, tp_dtype_name(dtype));
+        return tpi_fail(TP_ESHAPE, "%s: %lld elements of %s overflow", who, (long long)span,
+                        tp_dtype_name(dtype));
     if (count) *count = n;
     if (bytes) *bytes = (size_t)n * tp_dtype_size(dtype);
     return TP_OK;
@@ -146,7 +148,8 @@ tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const in
     return TP_OK;
 }
 
-tp_status tpi_tensor_create(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out) {
+tp_status tpi_tensor_create(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
+                            tp_tensor **out) {
     size_t bytes;
     tpi_storage *storage;
     *out = NULL;
@@ -203,7 +206,8 @@ tp_status tp_tensor_full(tp_device *device, tp_dtype dtype, int rank, const int6
     return TP_OK;
 }
 
-tp_status tp_tensor_zeros(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out) {
+tp_status tp_tensor_zeros(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
+                          tp_tensor **out) {
     return tp_tensor_from_data(device, dtype, rank, shape, NULL, out);
 }
 
@@ -249,12 +253,24 @@ void tp_tensor_release(tp_tensor *tensor) {
     tpi_free(tensor);
 }
 
-int tp_tensor_rank(const tp_tensor *tensor) { return tensor->rank; }
-const int64_t *tp_tensor_shape(const tp_tensor *tensor) { return tensor->shape; }
-int64_t tp_tensor_count(const tp_tensor *tensor) { return tensor->count; }
-tp_dtype tp_tensor_dtype(const tp_tensor *tensor) { return tensor->dtype; }
-tp_device *tp_tensor_device(const tp_tensor *tensor) { return tensor->storage->device; }
-bool tp_tensor_is_contiguous(const tp_tensor *tensor) { return tensor->contiguous; }
+int tp_tensor_rank(const tp_tensor *tensor) {
+    return tensor->rank;
+}
+const int64_t *tp_tensor_shape(const tp_tensor *tensor) {
+    return tensor->shape;
+}
+int64_t tp_tensor_count(const tp_tensor *tensor) {
+    return tensor->count;
+}
+tp_dtype tp_tensor_dtype(const tp_tensor *tensor) {
+    return tensor->dtype;
+}
+tp_device *tp_tensor_device(const tp_tensor *tensor) {
+    return tensor->storage->device;
+}
+bool tp_tensor_is_contiguous(const tp_tensor *tensor) {
+    return tensor->contiguous;
+}
 
 int64_t tp_tensor_size(const tp_tensor *tensor, int dim) {
     if (dim < 0) dim += tensor->rank;
@@ -316,8 +332,8 @@ tp_status tp_tensor_read(const tp_tensor *tensor, tp_dtype dtype, void *out, siz
         return tpi_fail(TP_EINVAL, "tp_tensor_read: dtype %d does not exist", (int)dtype);
     size_t expected = (size_t)tensor->count * tp_dtype_size(dtype);
     if (bytes != expected)
-        return tpi_fail(TP_EINVAL, "tp_tensor_read: expected %zu bytes for %lld elements of %s, got %zu", expected,
-                        (long long)tensor->count, tp_dtype_name(dtype), bytes);
+        return tpi_fail(TP_EINVAL, "tp_tensor_read: expected %zu bytes for %lld elements of %s, got %zu",
+                        expected, (long long)tensor->count, tp_dtype_name(dtype), bytes);
     TPI_TRY(tpi_tensor_wait(tensor));
     if (tensor->contiguous && dtype == tensor->dtype) {
         if (bytes) memcpy(out, tpi_tensor_pointer(tensor), bytes);

@@ -55,14 +55,17 @@ tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const in
                         const int64_t *stride, size_t offset, tp_tensor **out);
 
 /* Contents undefined, row-major. */
-tp_status tpi_tensor_create(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, tp_tensor **out);
+tp_status tpi_tensor_create(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
+                            tp_tensor **out);
 
 /* A view of `base`'s storage; retains it. The caller has checked that it lies inside. */
 tp_status tpi_tensor_view(tp_tensor *base, tp_dtype dtype, int rank, const int64_t *shape,
                           const int64_t *stride, size_t offset, tp_tensor **out);
 
 /* The first element's address, with no wait. */
-static inline void *tpi_tensor_pointer(const tp_tensor *t) { return (char *)t->storage->data + t->offset; }
+static inline void *tpi_tensor_pointer(const tp_tensor *t) {
+    return (char *)t->storage->data + t->offset;
+}
 
 /* Waits for queued evaluations that use the tensor; the status of the last. */
 tp_status tpi_tensor_wait(const tp_tensor *tensor);

@@ -1,8 +1,8 @@
 /* A pool of threads that runs one function on all of them: fork, join, nothing else.
  *
  * Workers spin briefly for the next job, then sleep. Invariant: tpi_parallel(pool, fn, arg) calls
- * fn(arg, i, n) once for each i in 0 ... n-1 with n the pool's size and returns when all have returned. If the
- * pool is busy with another thread's job the calls are made one after the other by the caller, so results
+ * fn(arg, i, n) once for each i in 0 ... n-1 with n the pool's size and returns when all have returned. If
+ * the pool is busy with another thread's job the calls are made one after the other by the caller, so results
  * depend on n alone. fn must not call tpi_parallel. */
 #ifndef TAPER_CORE_THREADS_H
 #define TAPER_CORE_THREADS_H

@@ -1,4 +1,5 @@
-/* Fusion of pointwise chains: neighbours become one instruction that computes a short program a tile at a time.
+/* Fusion of pointwise chains: neighbours become one instruction that computes a short program a tile at a
+ * time.
  *
  * Chains grow forwards: an instruction takes in the chains that produce its inputs, if nothing else uses them
  * and the program stays within bounds. While growing, a program is in single-assignment form; registers are
@@ -21,7 +22,8 @@ static bool fits_f32(const tpi_operand *operand) {
 }
 
 static bool is_pointwise(const tpi_ir *ir, const tpi_inst *inst) {
-    if (inst->dead || !(tpi_ops[inst->op].flags & TPI_FLAG_POINTWISE) || inst->out[0] == TPI_NO_VALUE) return false;
+    if (inst->dead || !(tpi_ops[inst->op].flags & TPI_FLAG_POINTWISE) || inst->out[0] == TPI_NO_VALUE)
+        return false;
     for (uint32_t k = 0; k < inst->n_in; k++)
         if (!fits_f32(&ir->values[inst->in[k]].operand)) return false;
     return fits_f32(&ir->values[inst->out[0]].operand);
@@ -58,8 +60,7 @@ static bool assign_registers(const chain *c, tpi_attr_chain *attr) {
     int last[STEP0 + TPI_CHAIN_LENGTH], reg[STEP0 + TPI_CHAIN_LENGTH];
     unsigned busy = (1u << c->n_in) - 1;
     memset(last, -1, sizeof last);
-    for (int i = 0; i < c->n_steps; i++)
-        last[c->steps[i].a] = last[c->steps[i].b] = last[c->steps[i].c] = i;
+    for (int i = 0; i < c->n_steps; i++) last[c->steps[i].a] = last[c->steps[i].b] = last[c->steps[i].c] = i;
     for (int k = 0; k < c->n_in; k++) reg[k] = k;
     for (int i = 0; i < c->n_steps; i++) {
         tpi_chain_step step = c->steps[i];
@@ -82,24 +83,40 @@ static bool assign_registers(const chain *c, tpi_attr_chain *attr) {
 static void step_of(const tpi_inst *inst, tpi_chain_step *step) {
     memset(step, 0, sizeof *step);
     step->op = inst->op;
-    if (inst->op == TPI_MUL_SCALAR || inst->op == TPI_ADD_SCALAR) step->s = ((const tpi_attr_scalar *)inst->attr)->s;
+    if (inst->op == TPI_MUL_SCALAR || inst->op == TPI_ADD_SCALAR)
+        step->s = ((const tpi_attr_scalar *)inst->attr)->s;
     if (inst->op == TPI_COMPARE) step->how = (uint8_t)((const tpi_attr_index *)inst->attr)->index;
 }
 
+/* The first input of `inst` that is the same value as input k. */
+static uint32_t first_same(const tpi_inst *inst, uint32_t k) {
+    uint32_t j = 0;
+    while (inst->in[j] != inst->in[k]) j++;
+    return j;
+}
+
 /* A value may be taken in if its only user is this instruction and it has the full shape of the result. */
-static bool may_take(const tpi_ir *ir, chain *const *chains, uint32_t value, const tpi_operand *out) {
-    const tpi_value *v = &ir->values[value];
-    return v->kind == TPI_VALUE_OUTPUT && v->uses == 1 && chains[v->producer] && v->operand.rank == out->rank &&
+static bool may_take(const tpi_ir *ir, chain *const *chains, const tpi_inst *inst, uint32_t k,
+                     const tpi_operand *out) {
+    const tpi_value *v = &ir->values[inst->in[k]];
+    uint32_t uses = 0;
+    for (uint32_t j = 0; j < inst->n_in; j++) uses += inst->in[j] == inst->in[k];
+    return v->kind == TPI_VALUE_OUTPUT && v->uses == uses && chains[v->producer] &&
+           first_same(inst, k) == k && v->operand.rank == out->rank &&
            memcmp(v->operand.shape, out->shape, out->rank * sizeof(int64_t)) == 0;
 }
 
-/* The program of instruction i with the producers in `taken` (a bit an input) inside it; false if too large. */
+/* The program of instruction i with the producers in `taken` (a bit an input) inside it; false if too large.
+ */
 static bool compose(const tpi_ir *ir, const tpi_inst *inst, chain *const *chains, unsigned taken, chain *c) {
     int operands[3] = {0, 0, 0};
     memset(c, 0, sizeof *c);
     for (uint32_t k = 0; k < inst->n_in; k++) {
         uint32_t value = inst->in[k];
-        operands[k] = taken >> k & 1u ? append(c, chains[ir->values[value].producer]) : add_input(c, value);
+        uint32_t same = first_same(inst, k);
+        operands[k] = same < k          ? operands[same]
+                      : taken >> k & 1u ? append(c, chains[ir->values[value].producer])
+                                        : add_input(c, value);
         if (operands[k] < 0) return false;
     }
     if (c->n_steps == TPI_CHAIN_LENGTH) return false;
@@ -119,7 +136,7 @@ static tp_status grow(tpi_ir *ir, chain **chains, uint32_t i) {
     chain c;
     unsigned taken = 0;
     for (uint32_t k = 0; k < inst->n_in; k++) {
-        if (!may_take(ir, chains, inst->in[k], out)) continue;
+        if (!may_take(ir, chains, inst, k, out)) continue;
         if (compose(ir, inst, chains, taken | 1u << k, &c)) taken |= 1u << k;
     }
     if (!compose(ir, inst, chains, taken, &c)) return TP_OK;
@@ -171,7 +188,8 @@ tp_status tpi_fuse_chains(tpi_ir *ir) {
     for (uint32_t i = 0; i < ir->n_insts; i++)
         if (is_pointwise(ir, &ir->insts[i])) TPI_TRY(grow(ir, chains, i));
     for (size_t i = 0; i < ir->n_insts; i++)
-        if (chains[i] && !ir->insts[i].dead && chains[i]->n_steps > 1) TPI_TRY(emit(ir, &ir->insts[i], chains[i]));
+        if (chains[i] && !ir->insts[i].dead && chains[i]->n_steps > 1)
+            TPI_TRY(emit(ir, &ir->insts[i], chains[i]));
     count_uses(ir);
     return TP_OK;
 }

@@ -32,12 +32,15 @@ static tp_status each_word(const char *what, const char *list, const char *const
         bool off = *word == '-';
         int found = -1;
         for (int i = 0; i < n_names; i++)
-            if (strlen(names[i]) == length - off && strncmp(word + off, names[i], length - off) == 0) found = i;
+            if (strlen(names[i]) == length - off && strncmp(word + off, names[i], length - off) == 0)
+                found = i;
         if (found < 0 && length > 0) {
             char known[256] = "";
             for (int i = 0; i < n_names; i++)
-                snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", names[i]);
-            return tpi_fail(TP_EINVAL, "%s: '%.*s' is not known; there are %s", what, (int)length, word, known);
+                snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "",
+                         names[i]);
+            return tpi_fail(TP_EINVAL, "%s: '%.*s' is not known; there are %s", what, (int)length, word,
+                            known);
         }
         if (found >= 0) apply(ctx, found, off);
         word += length + (word[length] == ',');
@@ -66,12 +69,11 @@ static tp_status apply_options(tp_context *ctx, const tp_context_options *option
     const char *strict = getenv("TP_STRICT"), *check = getenv("TP_PLAN_CHECK");
     ctx->log = options->log;
     ctx->log_user = options->log_user;
-    ctx->host_fallback = options->host_fallback;
     ctx->strict = options->strict || (strict && strcmp(strict, "1") == 0);
     ctx->check_plans = check && strcmp(check, "1") == 0;
     ctx->fusions = (1u << TPI_FUSION_COUNT) - 1;
-    TPI_TRY(each_word("TP_FUSE", options->fuse ? options->fuse : getenv("TP_FUSE"), fusion_names, TPI_FUSION_COUNT,
-                      apply_fusion, ctx));
+    TPI_TRY(each_word("TP_FUSE", options->fuse ? options->fuse : getenv("TP_FUSE"), fusion_names,
+                      TPI_FUSION_COUNT, apply_fusion, ctx));
     return each_word("TP_VERBOSE", options->verbose ? options->verbose : getenv("TP_VERBOSE"), topic_names, 3,
                      apply_topic, ctx);
 }
@@ -80,8 +82,10 @@ static tp_status thread_count(const tp_context_options *options, int *out) {
     const char *text = getenv("TP_THREADS");
     char *end = NULL;
     long from_text = options->threads == 0 && text ? strtol(text, &end, 10) : 0;
-    if ((end && (*end || from_text < 1 || from_text > 1024)) || options->threads < 0 || options->threads > 1024)
-        return tpi_fail(TP_EINVAL, "threads: expected 1 to 1024, got %s", end ? text : "a number out of range");
+    if ((end && (*end || from_text < 1 || from_text > 1024)) || options->threads < 0 ||
+        options->threads > 1024)
+        return tpi_fail(TP_EINVAL, "threads: expected 1 to 1024, got %s",
+                        end ? text : "a number out of range");
     *out = options->threads ? options->threads : from_text ? (int)from_text : tpi_threads_available();
     return TP_OK;
 }
@@ -110,7 +114,8 @@ tp_status tp_context_create(tp_context **out, const tp_context_options *options)
     if (!out) return tpi_fail(TP_EINVAL, "tp_context_create: out is NULL");
     *out = NULL;
     if (options && options->size != sizeof *options)
-        return tpi_fail(TP_EINVAL, "tp_context_create: options.size is %zu, expected %zu: use TP_CONTEXT_OPTIONS_INIT",
+        return tpi_fail(TP_EINVAL,
+                        "tp_context_create: options.size is %zu, expected %zu: use TP_CONTEXT_OPTIONS_INIT",
                         options->size, sizeof *options);
     tp_context *ctx = tpi_calloc(1, sizeof *ctx);
     if (!ctx) return TP_ENOMEM;
@@ -144,22 +149,36 @@ void tp_context_get_stats(tp_context *ctx, tp_context_stats *out) {
     out->tensors = memory.blocks;
 }
 
-void tp_context_trim(tp_context *ctx) { tpi_memory_trim(ctx->memory); }
-int tp_context_threads(const tp_context *ctx) { return tpi_threads_count(ctx->threads); }
+void tp_context_trim(tp_context *ctx) {
+    tpi_memory_trim(ctx->memory);
+}
+int tp_context_threads(const tp_context *ctx) {
+    return tpi_threads_count(ctx->threads);
+}
 
 /* ---- devices ---- */
 
-tp_device *tp_device_cpu(tp_context *ctx) { return &ctx->cpu; }
+tp_device *tp_device_cpu(tp_context *ctx) {
+    return &ctx->cpu;
+}
 
 tp_device *tp_device_cuda_if_available(tp_context *ctx, int index) {
     (void)index; /* no GPU backend is built in: the CPU stands in, as documented */
     return &ctx->cpu;
 }
 
-const char *tp_device_name(const tp_device *device) { return device->name; }
-const char *tp_device_description(const tp_device *device) { return device->description; }
-bool tp_device_is_cuda(const tp_device *device) { return device->index >= 0; }
-tp_context *tp_device_context(const tp_device *device) { return device->context; }
+const char *tp_device_name(const tp_device *device) {
+    return device->name;
+}
+const char *tp_device_description(const tp_device *device) {
+    return device->description;
+}
+bool tp_device_is_cuda(const tp_device *device) {
+    return device->index >= 0;
+}
+tp_context *tp_device_context(const tp_device *device) {
+    return device->context;
+}
 
 /* ---- private graphs of eager calls ---- */
 

@@ -25,7 +25,7 @@ enum tpi_fusion {
 #define X(NAME, text) TPI_FUSE_##NAME,
     TPI_FUSION_LIST(X)
 #undef X
-    TPI_FUSION_COUNT
+        TPI_FUSION_COUNT
 };
 
 struct tp_context {
@@ -33,7 +33,7 @@ struct tp_context {
     void *log_user;
     unsigned topics;  /* enum tpi_topic bits */
     unsigned fusions; /* bit of each enum tpi_fusion that is on */
-    bool strict, host_fallback, check_plans;
+    bool strict, check_plans;
     bool null_kernels; /* bench only: steps are bound and skipped, to measure the host's cost alone */
     tpi_threads *threads;
     tpi_memory *memory;
@@ -46,7 +46,8 @@ struct tp_context {
     int idle_count;
 };
 
-void tpi_log(tp_context *ctx, tp_log_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void tpi_log(tp_context *ctx, tp_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 static inline bool tpi_verbose(const tp_context *ctx, enum tpi_topic topic) {
     return __builtin_expect((ctx->topics & (unsigned)topic) != 0, 0);

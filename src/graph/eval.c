@@ -8,13 +8,15 @@
 typedef struct evaluation {
     tp_graph *graph;
     tpi_order order;
-    tpi_plan *plan;       /* owned */
-    tpi_storage **fresh;  /* one for each result buffer; owned */
-    tp_tensor **results;  /* one for each output; owned */
+    tpi_plan *plan;      /* owned */
+    tpi_storage **fresh; /* one for each result buffer; owned */
+    tp_tensor **results; /* one for each output; owned */
     tpi_run run;
 } evaluation;
 
-static tp_lazy *leaf_node(const evaluation *e, uint32_t leaf) { return e->order.nodes[e->plan->leaves[leaf]]; }
+static tp_lazy *leaf_node(const evaluation *e, uint32_t leaf) {
+    return e->order.nodes[e->plan->leaves[leaf]];
+}
 
 /* ---- before running ---- */
 
@@ -22,7 +24,8 @@ static tp_status check_leaves(const evaluation *e) {
     for (uint32_t i = 0; i < e->plan->n_leaves; i++) {
         const tp_lazy *leaf = leaf_node(e, i);
         if (leaf->version != leaf->value->storage->version)
-            return tpi_fail(TP_ESTALE, "eval: node %u reads state that was assigned after it was recorded", leaf->id);
+            return tpi_fail(TP_ESTALE, "eval: node %u reads state that was assigned after it was recorded",
+                            leaf->id);
     }
     return TP_OK;
 }
@@ -32,11 +35,12 @@ static tp_status check_limit(const tp_context *ctx, const tpi_plan *plan) {
     if (!limit) return TP_OK;
     uint64_t now = tpi_memory_get_stats(ctx->memory).now, needed = plan->arena_bytes + plan->buffer_bytes;
     if (now + needed <= limit) return TP_OK;
-    return tpi_fail(TP_ELIMIT,
-                    "eval: needs %.3f GiB (%.3f intermediate, %.3f results) beside %.3f GiB in use, limit %.3f GiB: "
-                    "raise the limit, or use smaller batches, shorter sequences or recomputation",
-                    (double)needed / 0x1p30, (double)plan->arena_bytes / 0x1p30, (double)plan->buffer_bytes / 0x1p30,
-                    (double)now / 0x1p30, (double)limit / 0x1p30);
+    return tpi_fail(
+        TP_ELIMIT,
+        "eval: needs %.3f GiB (%.3f intermediate, %.3f results) beside %.3f GiB in use, limit %.3f GiB: "
+        "raise the limit, or use smaller batches, shorter sequences or recomputation",
+        (double)needed / 0x1p30, (double)plan->arena_bytes / 0x1p30, (double)plan->buffer_bytes / 0x1p30,
+        (double)now / 0x1p30, (double)limit / 0x1p30);
 }
 
 static tp_status find_plan(tp_graph *graph, tp_lazy *const *outputs, int n, evaluation *e) {
@@ -53,8 +57,8 @@ static tp_status make_result(evaluation *e, uint32_t i) {
     const tpi_operand *view = &result->view;
     if (result->place == TPI_PLACE_LEAF)
         return e->results[i] = tp_tensor_retain(leaf_node(e, result->index)->value), TP_OK;
-    return tpi_tensor_on(tpi_storage_retain(e->fresh[result->index]), (tp_dtype)view->dtype, view->rank, view->shape,
-                         NULL, result->offset, &e->results[i]);
+    return tpi_tensor_on(tpi_storage_retain(e->fresh[result->index]), (tp_dtype)view->dtype, view->rank,
+                         view->shape, NULL, result->offset, &e->results[i]);
 }
 
 static tp_status make_results(evaluation *e) {
@@ -79,13 +83,24 @@ static tp_status reserve_pointers(evaluation *e) {
     return TP_OK;
 }
 
+static void log_memory(tp_context *ctx, const tpi_plan *plan) {
+    if (!tpi_verbose(ctx, TPI_TOPIC_MEMORY)) return;
+    tpi_memory_stats stats = tpi_memory_get_stats(ctx->memory);
+    tpi_log(ctx, TP_LOG_INFO,
+            "memory: arena %.2f MiB, results %.2f MiB; in use %.2f MiB, peak %.2f MiB, kept %.2f MiB",
+            (double)plan->arena_bytes / 0x1p20, (double)plan->buffer_bytes / 0x1p20,
+            (double)stats.now / 0x1p20, (double)stats.peak / 0x1p20, (double)stats.kept / 0x1p20);
+}
+
 static tp_status prepare(tp_graph *graph, tp_lazy *const *outputs, int n, evaluation *e) {
     TPI_TRY(find_plan(graph, outputs, n, e));
     TPI_TRY(check_leaves(e));
     TPI_TRY(check_limit(graph->context, e->plan));
     TPI_TRY(reserve_pointers(e));
     TPI_TRY(make_results(e));
-    for (uint32_t i = 0; i < e->plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(leaf_node(e, i)->value);
+    log_memory(graph->context, e->plan);
+    for (uint32_t i = 0; i < e->plan->n_leaves; i++)
+        e->run.bases[i] = tpi_tensor_pointer(leaf_node(e, i)->value);
     for (uint32_t b = 0; b < e->plan->n_buffers; b++) e->run.bases[e->plan->n_leaves + b] = e->fresh[b]->data;
     return TP_OK;
 }
@@ -101,7 +116,8 @@ static void discard(evaluation *e) {
 /* Hands out results; outputs and assignments become leaves. Nothing here can fail. */
 static void commit(evaluation *e, tp_tensor **results) {
     tp_graph *graph = e->graph;
-    for (uint32_t i = 0; i < e->plan->n_assigned; i++) leaf_node(e, e->plan->assigned[i])->value->storage->version++;
+    for (uint32_t i = 0; i < e->plan->n_assigned; i++)
+        leaf_node(e, e->plan->assigned[i])->value->storage->version++;
     for (uint32_t i = 0; i < e->plan->n_assigned; i++) {
         tp_lazy *node = graph->nodes[graph->assigned[i]];
         tpi_node_become_leaf(node, tp_tensor_retain(leaf_node(e, e->plan->assigned[i])->value));
@@ -144,13 +160,15 @@ static tp_status make_job(const evaluation *e, tpi_job **out) {
     *out = job;
     if (!job) return TP_ENOMEM;
     void **pointers = (void **)(job + 1);
-    *job = (tpi_job){.run = {e->graph->context, tpi_plan_retain(e->plan), pointers + n_bases, pointers + 2 * n_bases},
-                     .storages = (tpi_storage **)pointers,
-                     .n_storages = n_bases};
+    *job = (tpi_job){
+        .run = {e->graph->context, tpi_plan_retain(e->plan), pointers + n_bases, pointers + 2 * n_bases},
+        .storages = (tpi_storage **)pointers,
+        .n_storages = n_bases};
     memcpy(job->run.bases, e->run.bases, n_bases * sizeof(void *));
     for (uint32_t i = 0; i < plan->n_leaves; i++)
         job->storages[i] = tpi_storage_retain(leaf_node(e, i)->value->storage);
-    for (uint32_t b = 0; b < plan->n_buffers; b++) job->storages[plan->n_leaves + b] = tpi_storage_retain(e->fresh[b]);
+    for (uint32_t b = 0; b < plan->n_buffers; b++)
+        job->storages[plan->n_leaves + b] = tpi_storage_retain(e->fresh[b]);
     return TP_OK;
 }
 

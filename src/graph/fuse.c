@@ -9,8 +9,12 @@
 
 #include <string.h>
 
-static tpi_inst *inst_at(tpi_ir *ir, uint32_t i) { return &ir->insts[i]; }
-static const tpi_operand *operand(const tpi_ir *ir, uint32_t value) { return &ir->values[value].operand; }
+static tpi_inst *inst_at(tpi_ir *ir, uint32_t i) {
+    return &ir->insts[i];
+}
+static const tpi_operand *operand(const tpi_ir *ir, uint32_t value) {
+    return &ir->values[value].operand;
+}
 
 /* The instruction whose output 0 is `value`, if it is a live `op`; else NULL. */
 static tpi_inst *producer(tpi_ir *ir, uint32_t value, tpi_op op) {
@@ -29,7 +33,9 @@ static bool same_shape(const tpi_operand *a, const tpi_operand *b) {
     return a->rank == b->rank && memcmp(a->shape, b->shape, a->rank * sizeof(int64_t)) == 0;
 }
 
-static bool is_matrix(const tpi_ir *ir, uint32_t value) { return operand(ir, value)->rank == 2; }
+static bool is_matrix(const tpi_ir *ir, uint32_t value) {
+    return operand(ir, value)->rank == 2;
+}
 
 static void kill(tpi_ir *ir, tpi_inst *inst) {
     for (uint32_t k = 0; k < inst->n_in; k++) ir->values[inst->in[k]].uses--;

@@ -1,5 +1,5 @@
-/* The life of a graph. A reset gives up nodes and leaves but keeps memory, so that a loop of record, evaluate,
- * reset allocates nothing. */
+/* The life of a graph. A reset gives up nodes and leaves but keeps memory, so that a loop of record,
+ * evaluate, reset allocates nothing. */
 #include "graph/graph.h"
 #include "core/alloc.h"
 #include "graph/plan.h"
@@ -10,7 +10,9 @@
 #define KEEP_BYTES ((size_t)8 << 20) /* of nodes, kept for the next recording */
 #define KEEP_NODES ((size_t)1 << 18)
 
-void tp_free(void *pointer) { tpi_free(pointer); }
+void tp_free(void *pointer) {
+    tpi_free(pointer);
+}
 
 tp_status tp_graph_create(tp_graph **out, tp_context *ctx) {
     if (!out || !ctx) return tpi_fail(TP_EINVAL, "tp_graph_create: out or context is NULL");
@@ -43,7 +45,8 @@ void tp_graph_destroy(tp_graph *graph) {
     tpi_free(graph);
 }
 
-/* Debug builds keep the last generation's nodes readable, so that a stale handle is reported, not followed. */
+/* Debug builds keep the last generation's nodes readable, so that a stale handle is reported, not followed.
+ */
 static void retire_nodes(tp_graph *graph) {
 #ifndef NDEBUG
     tpi_arena old = graph->quarantine;
@@ -87,8 +90,12 @@ void tp_graph_reset(tp_graph *graph) {
     graph->message[0] = 0;
 }
 
-size_t tp_graph_size(const tp_graph *graph) { return graph->count; }
-tp_context *tp_graph_context(const tp_graph *graph) { return graph->context; }
+size_t tp_graph_size(const tp_graph *graph) {
+    return graph->count;
+}
+tp_context *tp_graph_context(const tp_graph *graph) {
+    return graph->context;
+}
 
 tp_status tp_graph_status(const tp_graph *graph) {
     return graph->status == TP_OK ? TP_OK : tpi_fail(graph->status, "%s", graph->message);

@@ -1,8 +1,9 @@
 /* The planner's working form: instructions on values.
  *
- * A value is a leaf, an output of an instruction, or a view of another value's memory (its root). Values carry
- * strides, so shape operations leave no instruction behind unless memory must move. Passes rewrite
- * instructions in place: a dead one keeps its number. What a pass allocates lives in one scratch arena; attributes go straight into the plan.
+ * A value is a leaf, an output of an instruction, or a view of another value's memory (its root). Values
+ * carry strides, so shape operations leave no instruction behind unless memory must move. Passes rewrite
+ * instructions in place: a dead one keeps its number. What a pass allocates lives in one scratch arena;
+ * attributes go straight into the plan.
  *
  * Invariants: instructions are in running order; outputs of instructions are row-major; uses[v] counts the
  * instructions, views, results and assignments that refer to value v. */
@@ -20,7 +21,7 @@ typedef struct tpi_value {
     uint32_t producer; /* leaf: leaf number; output: instruction; view: the value it is a view of */
     uint32_t root;     /* the value whose memory this is; itself unless a view */
     uint32_t uses;
-    uint64_t offset;   /* bytes from the root's first element */
+    uint64_t offset; /* bytes from the root's first element */
     tpi_operand operand;
 
     bool shared; /* leaf: another leaf of this plan has the same storage */
@@ -69,10 +70,10 @@ typedef struct tpi_ir {
 } tpi_ir;
 
 tp_status tpi_lower(tp_graph *graph, const tpi_order *order, tpi_ir *ir); /* lower.c */
-tp_status tpi_fuse(tpi_ir *ir);                                          /* fuse.c */
-tp_status tpi_fuse_chains(tpi_ir *ir);                                   /* chain.c */
-tp_status tpi_select_kernels(tpi_ir *ir);                                /* select.c */
-tp_status tpi_place(tpi_ir *ir, tpi_plan *plan);                         /* place.c */
+tp_status tpi_fuse(tpi_ir *ir);                                           /* fuse.c */
+tp_status tpi_fuse_chains(tpi_ir *ir);                                    /* chain.c */
+tp_status tpi_select_kernels(tpi_ir *ir);                                 /* select.c */
+tp_status tpi_place(tpi_ir *ir, tpi_plan *plan);                          /* place.c */
 void tpi_ir_release(tpi_ir *ir);
 
 /* ---- building blocks of the passes ---- */

@@ -1,8 +1,8 @@
 /* Linearise and key: one walk from the highest ordinal down.
  *
- * Ordinals are a topological order, so marking inputs while walking down visits each needed node once, without
- * recursion. The key is the visited records in that order, each with the gap to the one before; records name
- * inputs by distance, so gaps and records together determine the recording. */
+ * Ordinals are a topological order, so marking inputs while walking down visits each needed node once,
+ * without recursion. The key is the visited records in that order, each with the gap to the one before;
+ * records name inputs by distance, so gaps and records together determine the recording. */
 #include "graph/plan.h"
 #include "core/alloc.h"
 #include "core/hash.h"
@@ -30,7 +30,8 @@ static tp_status check_outputs(const tp_graph *graph, tp_lazy *const *outputs, i
 /* What the key depends on besides the nodes: outputs by distance from the top, assignments, fusions. */
 static uint64_t header_word(const tp_graph *graph, const tpi_order *order, size_t i, uint32_t top) {
     if (i == 0) return (uint64_t)order->n_outputs << 32 | graph->assigned_count;
-    if (i == 1) return (uint64_t)graph->context->fusions << 32 | (uint64_t)tpi_threads_count(graph->context->threads);
+    if (i == 1)
+        return (uint64_t)graph->context->fusions << 32 | (uint64_t)tpi_threads_count(graph->context->threads);
     i -= 2;
     if (i < (size_t)order->n_outputs) return top - order->outputs[i]->id;
     return top - graph->assigned[i - (size_t)order->n_outputs];
@@ -77,7 +78,9 @@ tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_ord
 }
 
 /* A node's words in the key: gap, head, record. */
-static const uint64_t *record_words(const tp_lazy *node) { return (const uint64_t *)(const void *)&node->record; }
+static const uint64_t *record_words(const tp_lazy *node) {
+    return (const uint64_t *)(const void *)&node->record;
+}
 
 bool tpi_key_equal(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan) {
     if (plan->hash != order->hash) return false;

@@ -119,13 +119,15 @@ static tp_status mark_shared(lowering *low, const tp_lazy *node, uint32_t value)
     if (!leaf || !leaf->alias) return TP_OK;
     low->ir->values[value].shared = true;
     int64_t first = (int64_t)node->id - leaf->alias - low->base;
-    if (first >= 0 && low->value_of[first] != TPI_NO_VALUE) low->ir->values[low->value_of[first]].shared = true;
+    if (first >= 0 && low->value_of[first] != TPI_NO_VALUE)
+        low->ir->values[low->value_of[first]].shared = true;
     return TP_OK;
 }
 
 static tp_status lower_leaf(lowering *low, const tp_lazy *node, uint32_t position, uint32_t *out) {
     tpi_ir *ir = low->ir;
-    tpi_operand operand = tpi_operand_row_major((tp_dtype)node->record.dtype, node->record.rank, tpi_node_shape(node));
+    tpi_operand operand =
+        tpi_operand_row_major((tp_dtype)node->record.dtype, node->record.rank, tpi_node_shape(node));
     if (node->record.n_attr) {
         const tpi_attr_leaf *leaf = tpi_node_attr(node);
         memcpy(operand.stride, leaf->stride, sizeof operand.stride);
@@ -151,9 +153,10 @@ static tp_status lower_operation(lowering *low, const tp_lazy *node, uint32_t *o
         if (!copy) return TP_ENOMEM;
         attr = memcpy(copy, attr, node->record.n_attr * 8u);
     }
-    TPI_TRY(tpi_ir_inst(ir, (tpi_op)node->record.op, tpi_ops[node->record.op].n_out, in, node->record.n_in, attr,
-                        &inst));
-    tpi_operand operand = tpi_operand_row_major((tp_dtype)node->record.dtype, node->record.rank, tpi_node_shape(node));
+    TPI_TRY(tpi_ir_inst(ir, (tpi_op)node->record.op, tpi_ops[node->record.op].n_out, in, node->record.n_in,
+                        attr, &inst));
+    tpi_operand operand =
+        tpi_operand_row_major((tp_dtype)node->record.dtype, node->record.rank, tpi_node_shape(node));
     TPI_TRY(tpi_ir_value(ir, TPI_VALUE_OUTPUT, inst, &operand, out));
     ir->insts[inst].out[0] = *out;
     low->inst_of[node->id - low->base] = inst;
@@ -166,7 +169,8 @@ static tp_status lower_part(lowering *low, const tp_lazy *node, uint32_t *out) {
     uint32_t inst = low->inst_of[node->id - tpi_node_distances(node)[0] - low->base];
     int64_t index = ((const tpi_attr_index *)tpi_node_attr(node))->index;
     if ((*out = ir->insts[inst].out[index]) != TPI_NO_VALUE) return TP_OK;
-    tpi_operand operand = tpi_operand_row_major((tp_dtype)node->record.dtype, node->record.rank, tpi_node_shape(node));
+    tpi_operand operand =
+        tpi_operand_row_major((tp_dtype)node->record.dtype, node->record.rank, tpi_node_shape(node));
     TPI_TRY(tpi_ir_value(ir, TPI_VALUE_OUTPUT, inst, &operand, out));
     ir->insts[inst].out[index] = *out;
     return TP_OK;

@@ -2,11 +2,12 @@
  *
  * A node lives in its graph's arena and is named by its ordinal. Everything that a plan depends on is in its
  * record: plain words without pointers, hashed while recording. A record names an input by its distance
- * (own ordinal - the input's), so the same program gives the same record wherever in the graph it is recorded.
+ * (own ordinal - the input's), so the same program gives the same record wherever in the graph it is
+ * recorded.
  *
  * Record layout, in 8-byte words behind the head: shape (rank), distances (two a word), attributes.
- * Invariants: inputs have smaller ordinals than their users; padding is zero; `value` is set exactly for leaves
- * and nodes that were evaluated, whose op is TPI_LEAF from then on. */
+ * Invariants: inputs have smaller ordinals than their users; padding is zero; `value` is set exactly for
+ * leaves and nodes that were evaluated, whose op is TPI_LEAF from then on. */
 #ifndef TAPER_GRAPH_NODE_H
 #define TAPER_GRAPH_NODE_H
 
@@ -16,7 +17,7 @@
 #include "taper/graph.h"
 
 typedef struct tpi_record {
-    uint16_t op; /* tpi_op */
+    uint16_t op;                       /* tpi_op */
     uint8_t dtype, rank, n_in, n_attr; /* n_attr: words */
     uint16_t device;                   /* 0: CPU, 1 + index: a GPU */
     uint64_t words[];
@@ -30,12 +31,12 @@ typedef struct tpi_attr_leaf {
 
 struct tp_lazy {
     tp_graph *graph;
-    tp_tensor *value;   /* owned */
+    tp_tensor *value; /* owned */
     tp_device *device;
-    uint64_t hash;      /* of the record */
-    uint64_t version;   /* leaves: the storage's version when recorded */
+    uint64_t hash;    /* of the record */
+    uint64_t version; /* leaves: the storage's version when recorded */
     uint32_t id;
-    uint32_t generation; /* the graph's when recorded: a mismatch is use after reset */
+    uint32_t generation;   /* the graph's when recorded: a mismatch is use after reset */
     uint32_t segment;      /* recompute segment, 0: none */
     uint32_t record_words; /* size of the record behind its head */
     tp_lazy *sibling;      /* leaves: the next leaf of the same storage */
@@ -56,9 +57,9 @@ tp_lazy *tpi_node_input(const tp_lazy *node, int k); /* k < n_in */
 int64_t tpi_node_count(const tp_lazy *node);         /* elements */
 
 /* Records an operation: checks the operands (NULL, other graphs, stale handles), the number of inputs, infers
- * the output and appends the node. Returns output 0, or NULL with the error sticky in the graph. `attr` may be
- * NULL when attr_bytes is 0; attr_bytes is a multiple of 8. `graph` may be NULL if there is an input; `device`
- * may be NULL then too. */
+ * the output and appends the node. Returns output 0, or NULL with the error sticky in the graph. `attr` may
+ * be NULL when attr_bytes is 0; attr_bytes is a multiple of 8. `graph` may be NULL if there is an input;
+ * `device` may be NULL then too. */
 tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
                        const void *attr, size_t attr_bytes);
 

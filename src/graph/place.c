@@ -8,7 +8,9 @@
 
 #include <string.h>
 
-static tpi_value *root_of(const tpi_ir *ir, uint32_t value) { return &ir->values[ir->values[value].root]; }
+static tpi_value *root_of(const tpi_ir *ir, uint32_t value) {
+    return &ir->values[ir->values[value].root];
+}
 
 static uint64_t bytes_of(const tpi_operand *operand) {
     uint64_t bytes = (uint64_t)operand->count * tp_dtype_size((tp_dtype)operand->dtype);
@@ -71,7 +73,8 @@ static tp_status append_copy(tpi_ir *ir, uint32_t value, uint32_t *out) {
     const tpi_kernel *kernel = ir->backend->kernels(TPI_COPY);
     while (kernel->accepts && !kernel->accepts(&step)) kernel++;
     ir->insts[i].kernel = kernel;
-    ir->insts[i].scratch = kernel->scratch ? kernel->scratch(&step, tpi_threads_count(ir->context->threads)) : 0;
+    ir->insts[i].scratch =
+        kernel->scratch ? kernel->scratch(&step, tpi_threads_count(ir->context->threads)) : 0;
     return TP_OK;
 }
 
@@ -87,7 +90,8 @@ static bool may_write_state(const tpi_ir *ir, const tpi_assignment *a, uint32_t 
     const tpi_value *leaf = &ir->values[a->leaf], *value = &ir->values[a->value];
     const tpi_value *root = &ir->values[value->root];
     if (root->kind != TPI_VALUE_OUTPUT || root->place != TPI_PLACE_NONE || leaf->shared) return false;
-    if (!value->operand.contiguous || value->offset || value->operand.count != root->operand.count) return false;
+    if (!value->operand.contiguous || value->offset || value->operand.count != root->operand.count)
+        return false;
     if (assigned_elsewhere(ir, a->leaf)) return false;
     uint32_t i = root->producer;
     const tpi_inst *inst = &ir->insts[i];
@@ -152,7 +156,8 @@ typedef struct space {
 static tp_status space_take(space *s, uint64_t bytes, uint64_t *at) {
     size_t best = s->n;
     for (size_t i = 0; i < s->n; i++)
-        if (s->holes[i].bytes >= bytes && (best == s->n || s->holes[i].bytes < s->holes[best].bytes)) best = i;
+        if (s->holes[i].bytes >= bytes && (best == s->n || s->holes[i].bytes < s->holes[best].bytes))
+            best = i;
     if (best < s->n) {
         *at = s->holes[best].at;
         s->holes[best].at += bytes;
@@ -162,7 +167,8 @@ static tp_status space_take(space *s, uint64_t bytes, uint64_t *at) {
     }
     bool grow_last = s->n && s->holes[s->n - 1].at + s->holes[s->n - 1].bytes == s->top;
     *at = grow_last ? s->holes[--s->n].at : s->top; /* a hole at the end grows */
-    if (__builtin_add_overflow(*at, bytes, &s->top)) return tpi_fail(TP_ENOMEM, "plan: memory size overflows");
+    if (__builtin_add_overflow(*at, bytes, &s->top))
+        return tpi_fail(TP_ENOMEM, "plan: memory size overflows");
     return TP_OK;
 }
 

@@ -102,8 +102,9 @@ static tp_status run_passes(tp_graph *graph, const tpi_order *order, tpi_ir *ir,
 
 static void log_plan(tp_context *ctx, const tpi_plan *plan, size_t nodes, double seconds) {
     if (tpi_verbose(ctx, TPI_TOPIC_PLAN))
-        tpi_log(ctx, TP_LOG_INFO, "plan: %zu nodes to %u steps, %.2f MiB arena, %.2f MiB results, %zu KiB plan, %.0f us",
-                nodes, plan->n_steps, (double)plan->arena_bytes / 0x1p20, (double)plan->buffer_bytes / 0x1p20,
+        tpi_log(ctx, TP_LOG_INFO,
+                "plan: %zu nodes to %u steps, %.2f MiB arena, %.2f MiB results, %zu KiB plan, %.0f us", nodes,
+                plan->n_steps, (double)plan->arena_bytes / 0x1p20, (double)plan->buffer_bytes / 0x1p20,
                 plan->memory.bytes >> 10, seconds * 1e6);
 }
 
@@ -161,7 +162,11 @@ static void describe_step(const tpi_plan *plan, uint32_t i, char *text, size_t b
     for (uint32_t k = 0; k < (uint32_t)step->n_in + step->n_out && used < bytes - 1; k++) {
         char operand[TPI_SHAPE_TEXT + 64];
         operand_text(step, plan, k, operand, sizeof operand);
-        used += (size_t)snprintf(text + used, bytes - used, "%s%s", k == step->n_in ? " -> " : k ? ", " : " ", operand);
+        used += (size_t)snprintf(text + used, bytes - used, "%s%s",
+                                 k == step->n_in ? " -> "
+                                 : k             ? ", "
+                                                 : " ",
+                                 operand);
     }
 }
 

@@ -3,11 +3,12 @@
  *     record -> linearise -> key -> [hit] --------------------------------------------> bind -> run
  *                                   [miss] -> lower -> fuse -> select -> place -> store
  *
- * A plan names no node, tensor or address: leaves by their place in the key's order, memory by offsets. So one
- * plan serves every recording with the same key, from any thread.
+ * A plan names no node, tensor or address: leaves by their place in the key's order, memory by offsets. So
+ * one plan serves every recording with the same key, from any thread.
  *
  * Invariants: steps run in order; slots[s] says where slot s points; slot 0 is NULL; a step that writes state
- * comes after every step that can fail. Immutable once built; reference counted; all its arrays are in `memory`. */
+ * comes after every step that can fail. Immutable once built; reference counted; all its arrays are in
+ * `memory`. */
 #ifndef TAPER_GRAPH_PLAN_H
 #define TAPER_GRAPH_PLAN_H
 

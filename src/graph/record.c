@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define LEAF_MAP_START    64
-#define WARN_BYTES        ((size_t)64 << 20) /* recorded without an evaluation */
-#define MAX_GRAPH_NODES   ((size_t)UINT32_MAX)
-#define INPUT_ON_STACK    8
+#define LEAF_MAP_START  64
+#define WARN_BYTES      ((size_t)64 << 20) /* recorded without an evaluation */
+#define MAX_GRAPH_NODES ((size_t)UINT32_MAX)
+#define INPUT_ON_STACK  8
 
 tp_lazy *tpi_node_input(const tp_lazy *node, int k) {
     return node->graph->nodes[node->id - tpi_node_distances(node)[k]];
@@ -45,8 +45,8 @@ tp_lazy *tpi_graph_fail(tp_graph *graph, tp_status status, const char *format, .
 static void warn_if_large(tp_graph *graph) {
     if (graph->warned || graph->arena.bytes < graph->evaluated_bytes + WARN_BYTES) return;
     graph->warned = true;
-    tpi_log(graph->context, TP_LOG_WARN, "graph: %zu nodes in %zu MiB recorded without an evaluation", graph->count,
-            graph->arena.bytes >> 20);
+    tpi_log(graph->context, TP_LOG_WARN, "graph: %zu nodes in %zu MiB recorded without an evaluation",
+            graph->count, graph->arena.bytes >> 20);
 }
 
 /* A node with room for its record; shape, distances and attributes are still to be filled in. */
@@ -66,8 +66,8 @@ static tp_lazy *new_node(tp_graph *graph, tp_device *device, tpi_op op, const tp
                       .generation = graph->generation,
                       .segment = graph->segment,
                       .record_words = (uint32_t)words,
-                      .record = {(uint16_t)op, out->dtype, out->rank, (uint8_t)n_in, (uint8_t)(attr_bytes / 8),
-                                 (uint16_t)(device->index + 1)}};
+                      .record = {(uint16_t)op, out->dtype, out->rank, (uint8_t)n_in,
+                                 (uint8_t)(attr_bytes / 8), (uint16_t)(device->index + 1)}};
     for (int d = 0; d < out->rank; d++) node->record.words[d] = (uint64_t)out->shape[d];
     if (n_in & 1) node->record.words[out->rank + n_in / 2] = 0; /* the odd distance's padding */
     return node;
@@ -107,8 +107,8 @@ static tp_status check_operands(tp_graph *graph, const tpi_op_desc *desc, tp_laz
     if (n_in < desc->min_in || n_in > desc->max_in) {
         if (desc->min_in == desc->max_in)
             return tpi_fail(TP_EINVAL, "takes %d inputs (%s), got %d", desc->min_in, desc->inputs, n_in);
-        return tpi_fail(TP_EINVAL, "takes %d to %d inputs (%s), got %d", desc->min_in, desc->max_in, desc->inputs,
-                        n_in);
+        return tpi_fail(TP_EINVAL, "takes %d to %d inputs (%s), got %d", desc->min_in, desc->max_in,
+                        desc->inputs, n_in);
     }
     for (int k = 0; k < n_in; k++) {
         if (inputs[k]->graph != graph)
@@ -256,8 +256,8 @@ tp_lazy *tp_lazy_from_tensor(tp_graph *graph, tp_tensor *tensor) {
     return leaf;
 }
 
-tp_lazy *tp_lazy_from_slice(tp_graph *graph, tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
-                            const void *data) {
+tp_lazy *tp_lazy_from_slice(tp_graph *graph, tp_device *device, tp_dtype dtype, int rank,
+                            const int64_t *shape, const void *data) {
     if (!graph || graph->status != TP_OK) return NULL;
     tp_tensor *tensor;
     tp_status status = data ? tp_tensor_from_data(device, dtype, rank, shape, data, &tensor)
@@ -273,12 +273,13 @@ tp_lazy *tp_lazy_assign(tp_lazy *state, tp_lazy *value) {
     tp_graph *graph = state->graph;
     if (graph->status == TP_OK) {
         if (state->record.op != TPI_LEAF || !state->value->contiguous || state->value->storage->foreign)
-            return tpi_graph_fail(graph, TP_EINVAL,
-                                  "assign (call %zu): state must be a leaf of a contiguous tensor that owns its "
-                                  "memory",
-                                  graph->count);
-        tp_status status =
-            tpi_grow(&graph->assigned, &graph->assigned_capacity, graph->assigned_count + 1, sizeof(uint32_t));
+            return tpi_graph_fail(
+                graph, TP_EINVAL,
+                "assign (call %zu): state must be a leaf of a contiguous tensor that owns its "
+                "memory",
+                graph->count);
+        tp_status status = tpi_grow(&graph->assigned, &graph->assigned_capacity, graph->assigned_count + 1,
+                                    sizeof(uint32_t));
         if (status != TP_OK) return stick(graph, status);
     }
     tp_lazy *node = tpi_record_op(graph, NULL, TPI_ASSIGN, (tp_lazy *[]){state, value}, 2, NULL, 0);
@@ -302,13 +303,27 @@ tp_status tp_graph_recompute_end(tp_graph *graph) {
 
 /* ---- questions ---- */
 
-int tp_lazy_rank(const tp_lazy *x) { return x ? x->record.rank : 0; }
-const int64_t *tp_lazy_shape(const tp_lazy *x) { return x ? tpi_node_shape(x) : NULL; }
-tp_dtype tp_lazy_dtype(const tp_lazy *x) { return x ? (tp_dtype)x->record.dtype : TP_F32; }
-tp_device *tp_lazy_device(const tp_lazy *x) { return x ? x->device : NULL; }
-uint32_t tp_lazy_id(const tp_lazy *x) { return x ? x->id : 0; }
-tp_graph *tp_lazy_graph(const tp_lazy *x) { return x ? x->graph : NULL; }
-bool tp_lazy_is_evaluated(const tp_lazy *x) { return x && x->value; }
+int tp_lazy_rank(const tp_lazy *x) {
+    return x ? x->record.rank : 0;
+}
+const int64_t *tp_lazy_shape(const tp_lazy *x) {
+    return x ? tpi_node_shape(x) : NULL;
+}
+tp_dtype tp_lazy_dtype(const tp_lazy *x) {
+    return x ? (tp_dtype)x->record.dtype : TP_F32;
+}
+tp_device *tp_lazy_device(const tp_lazy *x) {
+    return x ? x->device : NULL;
+}
+uint32_t tp_lazy_id(const tp_lazy *x) {
+    return x ? x->id : 0;
+}
+tp_graph *tp_lazy_graph(const tp_lazy *x) {
+    return x ? x->graph : NULL;
+}
+bool tp_lazy_is_evaluated(const tp_lazy *x) {
+    return x && x->value;
+}
 
 int64_t tp_lazy_size(const tp_lazy *x, int dim) {
     if (!x) return 0;

@@ -32,7 +32,8 @@ typedef struct tpi_job {
 tp_status tpi_queue_create(tpi_queue **out);
 void tpi_queue_destroy(tpi_queue *queue); /* runs what is queued first */
 
-/* Takes over the job, one block from tpi_malloc; starts the thread at the first. On failure it is not taken. */
+/* Takes over the job, one block from tpi_malloc; starts the thread at the first. On failure it is not taken.
+ */
 tp_status tpi_queue_push(tpi_queue *queue, tpi_job *job);
 
 /* Returns when everything queued before has ended. */

@@ -60,7 +60,8 @@ static tp_status copy_of(selection *sel, uint32_t value, uint32_t *out) {
     uint32_t *in = tpi_arena_array(ir->arena, 1, sizeof *in);
     if (!in) return TP_ENOMEM;
     *in = value;
-    tpi_inst inst = {.op = TPI_COPY, .n_out = 1, .n_in = 1, .in = in, .out = {*out, TPI_NO_VALUE, TPI_NO_VALUE}};
+    tpi_inst inst = {
+        .op = TPI_COPY, .n_out = 1, .n_in = 1, .in = in, .out = {*out, TPI_NO_VALUE, TPI_NO_VALUE}};
     TPI_TRY(select_as_it_is(sel, &inst));
     sel->copied[value] = *out;
     return TP_OK;
@@ -70,7 +71,8 @@ static tp_status copy_of(selection *sel, uint32_t value, uint32_t *out) {
 static tp_status select_with_copies(selection *sel, tpi_inst *inst, const tpi_kernel *kernel) {
     tpi_step step;
     for (uint32_t k = 0; k < inst->n_in; k++)
-        if (!sel->ir->values[inst->in[k]].operand.contiguous) TPI_TRY(copy_of(sel, inst->in[k], &inst->in[k]));
+        if (!sel->ir->values[inst->in[k]].operand.contiguous)
+            TPI_TRY(copy_of(sel, inst->in[k], &inst->in[k]));
     tpi_ir_step(sel->ir, inst, sel->operands, &step);
     return push(sel, *inst, kernel, &step);
 }
@@ -83,7 +85,8 @@ static tp_status select_one(selection *sel, tpi_inst *inst) {
     bool strided = false;
     for (uint32_t k = 0; k < inst->n_in; k++) {
         strided |= !row_major[k].contiguous;
-        row_major[k] = tpi_operand_row_major((tp_dtype)row_major[k].dtype, row_major[k].rank, row_major[k].shape);
+        row_major[k] =
+            tpi_operand_row_major((tp_dtype)row_major[k].dtype, row_major[k].rank, row_major[k].shape);
     }
     const tpi_kernel *candidates = sel->ir->backend->kernels((tpi_op)inst->op);
     for (const tpi_kernel *kernel = candidates; kernel && kernel->run; kernel++) {

@@ -26,7 +26,9 @@ static void put(writer *w, const char *format, ...) {
     w->used += (size_t)length;
 }
 
-static uint32_t input_id(const tp_lazy *node, int k) { return node->id - tpi_node_distances(node)[k]; }
+static uint32_t input_id(const tp_lazy *node, int k) {
+    return node->id - tpi_node_distances(node)[k];
+}
 
 static void put_text(writer *w, const tp_lazy *node, const char *shape) {
     put(w, "%%%u = %s(", node->id, tpi_ops[node->record.op].name);
@@ -41,8 +43,9 @@ static void put_dot(writer *w, const tp_lazy *node, const char *shape) {
 }
 
 static void put_json(writer *w, const tp_lazy *node, const char *shape) {
-    put(w, "%s\n  {\"id\": %u, \"op\": \"%s\", \"dtype\": \"%s\", \"shape\": %s, \"inputs\": [", node->id ? "," : "",
-        node->id, tpi_ops[node->record.op].name, tp_dtype_name((tp_dtype)node->record.dtype), shape);
+    put(w, "%s\n  {\"id\": %u, \"op\": \"%s\", \"dtype\": \"%s\", \"shape\": %s, \"inputs\": [",
+        node->id ? "," : "", node->id, tpi_ops[node->record.op].name,
+        tp_dtype_name((tp_dtype)node->record.dtype), shape);
     for (int k = 0; k < node->record.n_in; k++) put(w, "%s%u", k ? ", " : "", input_id(node, k));
     put(w, "]}");
 }

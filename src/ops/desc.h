@@ -1,7 +1,7 @@
 /* Descriptors: the table of ops.def as data.
  *
- * Invariant: tpi_ops[op] describes operation `op`; every differentiable operation has a vjp, every one that can
- * be recorded has infer. */
+ * Invariant: tpi_ops[op] describes operation `op`; every differentiable operation has a vjp, every one that
+ * can be recorded has infer. */
 #ifndef TAPER_OPS_DESC_H
 #define TAPER_OPS_DESC_H
 
@@ -10,9 +10,9 @@
 #include "ops/op.h"
 #include "taper/ops.h"
 
-/* What shape inference sees and fills. The recorder has checked the number of inputs against the table. Errors
- * by tpi_fail with the text after "matmul: " only; the recorder puts the operation and the call's ordinal
- * before it. */
+/* What shape inference sees and fills. The recorder has checked the number of inputs against the table.
+ * Errors by tpi_fail with the text after "matmul: " only; the recorder puts the operation and the call's
+ * ordinal before it. */
 typedef struct tpi_signature {
     uint8_t dtype, rank;
     int64_t shape[TP_MAX_RANK];
@@ -45,7 +45,8 @@ extern const tpi_op_desc tpi_ops[TPI_OP_COUNT];
 #include "ops/ops.def"
 #undef OP
 
-/* NumPy broadcasting of two shapes (ranks may differ) into `out`; TP_ESHAPE with both shapes in the message. */
+/* NumPy broadcasting of two shapes (ranks may differ) into `out`; TP_ESHAPE with both shapes in the message.
+ */
 tp_status tpi_broadcast_shapes(const tpi_signature *a, const tpi_signature *b, tpi_signature *out);
 
 #endif

@@ -1,8 +1,8 @@
 /* Operation identities, flags and attributes: what recordings, plans and backends all know.
  *
- * Invariant: attributes are plain bytes whose padding is zero and whose size is a multiple of 8, since they are
- * part of the plan key. Build them from TPI_ATTR so that padding is cleared. What changes from step to step is
- * an input tensor, never an attribute. */
+ * Invariant: attributes are plain bytes whose padding is zero and whose size is a multiple of 8, since they
+ * are part of the plan key. Build them from TPI_ATTR so that padding is cleared. What changes from step to
+ * step is an input tensor, never an attribute. */
 #ifndef TAPER_OPS_OP_H
 #define TAPER_OPS_OP_H
 
