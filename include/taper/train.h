@@ -77,7 +77,7 @@ typedef struct tp_train_record {
     tp_train_event event;
     int64_t iter, iters;                        /* optimizer steps done, and of the whole run */
     double epoch;                               /* passes over the data done */
-    double loss;                                /* natural logarithm, mean over trained tokens */
+    double loss;                                /* natural logarithm, mean over trained tokens; SAVED: NaN */
     double lr;                                  /* of the last step */
     double grad_norm;                           /* of the last step, before clipping */
     double iters_per_second, tokens_per_second; /* since the last report; trained tokens */
