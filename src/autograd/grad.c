@@ -145,24 +145,29 @@ static tp_status run(tpi_reverse *reverse, tp_lazy *const *wrt, int n, tp_lazy *
 
 /* An error sticks: a training step that goes on recording with NULL gradients must not pass for a sound one.
  */
-static tp_status fail_graph(tp_graph *graph, tp_status status, tp_lazy **grads, int n) {
-    for (int i = 0; i < n; i++) grads[i] = NULL;
+static tp_status fail_graph(tp_graph *graph, tp_status status) {
     if (graph->status != TP_OK) return sticky(graph);
     tpi_fail_within(status, "grad (call %zu)", graph->count);
     tpi_graph_fail(graph, status, "%s", tp_error_message());
     return status;
 }
 
-tp_status tp_graph_grad(tp_graph *graph, tp_lazy *loss, tp_lazy *const *wrt, int n, tp_lazy **grads) {
-    if (!graph || (n > 0 && !grads)) return tpi_fail(TP_EINVAL, "grad: graph or grads is NULL");
-    tp_status status = graph->status;
-    if (status == TP_OK) status = check_arguments(graph, loss, wrt, n);
-    if (status != TP_OK) return fail_graph(graph, status, grads, n);
+static tp_status differentiate(tp_graph *graph, tp_lazy *loss, tp_lazy *const *wrt, int n, tp_lazy **grads) {
+    if (!graph) return tpi_fail(TP_EINVAL, "grad: graph is NULL");
+    if (graph->status != TP_OK) return sticky(graph);
     tpi_reverse reverse = {.graph = graph, .loss = loss};
-    status = run(&reverse, wrt, n, grads);
+    tp_status status = check_arguments(graph, loss, wrt, n);
+    if (status == TP_OK) status = run(&reverse, wrt, n, grads);
     tpi_free(reverse.gradient);
     tpi_free(reverse.needs);
     tpi_free(reverse.clone);
     tpi_free(reverse.stack);
-    return status == TP_OK ? TP_OK : fail_graph(graph, status, grads, n);
+    return status == TP_OK ? TP_OK : fail_graph(graph, status);
+}
+
+tp_status tp_graph_grad(tp_graph *graph, tp_lazy *loss, tp_lazy *const *wrt, int n, tp_lazy **grads) {
+    if (n > 0 && !grads) return tpi_fail(TP_EINVAL, "grad: grads is NULL");
+    tp_status status = differentiate(graph, loss, wrt, n, grads);
+    for (int i = 0; status != TP_OK && i < n; i++) grads[i] = NULL;
+    return status;
 }
