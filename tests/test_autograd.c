@@ -1,7 +1,6 @@
 /* Gradients: every rule against finite differences, and against what ops.def says it reads; the walk's own
  * promises: masks, accumulation, zeros, errors, recompute segments, depth. */
 #include "core/alloc.h"
-#include "core/convert.h"
 #include "graph/graph.h"
 #include "taper/ops.h"
 

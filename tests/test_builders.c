@@ -1,6 +1,5 @@
 /* Recording without evaluation: shapes and dtypes of every operation, what bad operands get, the table. */
 #include "graph/graph.h"
-#include "core/convert.h"
 #include "taper/eager.h"
 
 #include <criterion/criterion.h>

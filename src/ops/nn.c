@@ -1,8 +1,6 @@
 /* Transformer layers, their gradient operations, and AdamW. */
 #include "ops/check.h"
 
-#include "core/convert.h"
-
 #include <math.h>
 
 /* ---- norms ---- */

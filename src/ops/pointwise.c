@@ -2,8 +2,6 @@
  * fill and assignment. */
 #include "ops/check.h"
 
-#include "core/convert.h"
-
 #include <string.h>
 
 /* ---- values ---- */
