@@ -1,8 +1,9 @@
 /* A model in memory: its configuration, its weights, and its linear layers by number.
  *
- * Invariants: `parameters` and `weights` run parallel, in the order of the forward pass; `slots` finds a weight
- * by layer and slot; linear layer l * TPI_LINEARS + k is projection k of layer l, and the last is the output
- * head. Nothing changes after creation but the values of a trainable model's weights, by recorded assignment. */
+ * Invariants: `parameters` and `weights` run parallel, in the order of the forward pass; `slots` finds a
+ * weight by layer and slot; linear layer l * TPI_LINEARS + k is projection k of layer l, and the last is the
+ * output head. Nothing changes after creation but the values of a trainable model's weights, by recorded
+ * assignment. */
 #ifndef TAPER_MODELS_MODEL_H
 #define TAPER_MODELS_MODEL_H
 

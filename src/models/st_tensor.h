@@ -28,7 +28,8 @@ typedef struct tpi_name_list {
     char text[320];
 } tpi_name_list;
 
-#define TPI_NAME_LIST_INIT {0, false, 0, ""}
+#define TPI_NAME_LIST_INIT                                                                                   \
+    { 0, false, 0, "" }
 
 void tpi_name_list_add(tpi_name_list *list, const char *name);
 

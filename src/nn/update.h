@@ -1,7 +1,7 @@
 /* Low-rank updates of linear layers, as mathematics on recorded values.
  *
- * A tpi_update borrows its tensors: A [r, in] and B [out, r], stored as files store them; what is recorded are
- * their transposed views. Weights are [out, in] likewise. */
+ * A tpi_update borrows its tensors: A [r, in] and B [out, r], stored as files store them; what is recorded
+ * are their transposed views. Weights are [out, in] likewise. */
 #ifndef TAPER_NN_UPDATE_H
 #define TAPER_NN_UPDATE_H
 
