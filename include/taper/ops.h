@@ -129,7 +129,7 @@ typedef struct tp_attention_options {
     size_t size;
     double scale;     /* of the scores; 0: 1/√D */
     bool causal;      /* a query sees keys at its own position and before */
-    int64_t window;   /* > 0: and only the last `window` of them */
+    int64_t window;   /* > 0: and only the last `window` of them; needs causal */
     tp_lazy *start;   /* i32 [B]: position of the first query; NULL: 0. Keys are at positions 0 ... S-1 */
     tp_lazy *lengths; /* i32 [B]: keys at positions ≥ lengths[b] are not seen; NULL: all are seen */
     tp_lazy *mask; /* f32, broadcast to [B, H, T, S], added to the scaled scores; no gradient; NULL: none */

@@ -131,8 +131,8 @@ tp_status tp_context_create(tp_context **out, const tp_context_options *options)
 
 void tp_context_destroy(tp_context *ctx) {
     if (!ctx) return;
-    tpi_queue_destroy(ctx->queue);
     for (int i = 0; i < ctx->idle_count; i++) tp_graph_destroy(ctx->idle_graphs[i]);
+    tpi_queue_destroy(ctx->queue);
     tpi_plan_cache_destroy(ctx->cache);
     tpi_memory_destroy(ctx->memory);
     tpi_threads_destroy(ctx->threads);
