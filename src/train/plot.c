@@ -40,7 +40,7 @@ void tpi_plot_ticks(double low, double high, int most, double *first, double *di
     int i = 0;
     while (i < 3 && round_numbers[i] * power < least * (1.0 - 1e-9)) i++;
     *distance = round_numbers[i] * power;
-    *first = ceil(low / *distance - 1e-9) * *distance;
+    *first = ceil(low / *distance - 1e-9) * *distance + 0.0; /* never -0 */
 }
 
 /* ---- coordinates ---- */
@@ -86,6 +86,7 @@ static void draw_text(const chart *c, double x, double y, double align, const ch
     cairo_text_extents(c->cairo, text, &extents);
     cairo_move_to(c->cairo, x - align * extents.x_advance, y);
     cairo_show_text(c->cairo, text);
+    cairo_new_path(c->cairo); /* the text's end is no part of a line */
 }
 
 static void draw_line(const chart *c, double x0, double y0, double x1, double y1, double width) {
