@@ -48,10 +48,12 @@ static inline float *row_out(const row_range *range, int k, int64_t row, int b) 
 }
 static inline void row_done(const row_range *range, int k, int64_t row, int b) {
     const tpi_operand *y = tpi_out_operand(range->launch->step, k);
-    if (y->dtype != TP_F32)
-        TPI_SIMD(from_f32)
-        (row_buffer(range, b), tpi_out(range->launch, k), y->dtype, row * range->n, range->n);
+    if (y->dtype != TP_F32) TPI_SIMD(from_f32)
+    (row_buffer(range, b), tpi_out(range->launch, k), y->dtype, row * range->n, range->n);
 }
+
+/* max + log Σ exp(x - max); ±inf where the maximum is. */
+float TPI_SIMD(logsumexp_row)(const float *x, int64_t n);
 
 /* Vectors of a row: i steps by VW, `part` is how many elements this one has. */
 #define FOR_VECTORS(i, part, n) for (int64_t i = 0, part; part = least(VW, (n)-i), i < (n); i += VW)

@@ -86,6 +86,10 @@ INLINE vf v_sums(vf r[VW]) {
     return r[0];
 }
 
+static inline vi v_mul_low(vi a, uint32_t m) {
+    return a * v_seti((int32_t)m);
+}
+
 static inline vf v_abs(vf x) {
     return (vf)((vi)x & v_seti(0x7fffffff));
 }
@@ -148,6 +152,29 @@ static inline vf v_log(vf x) {
     y = v_blend(v_eq(x, v_set(0.0f)), v_set(-INFINITY), y);
     y = v_blend(v_lt(x, v_set(0.0f)), v_set(NAN), y);
     return v_blend(v_lt(x, v_set(INFINITY)), y, x + v_blend(v_lt(x, v_set(0.0f)), v_set(NAN), v_set(0.0f)));
+}
+
+/* Sine and cosine: x - q·π/2 in three parts, then the series on [-π/4, π/4]. Good to |x| of about 10⁵. */
+static inline void v_sincos(vf x, vf *sine, vf *cosine) {
+    vf q = v_round(x * v_set(0.636619772f));
+    vf r = v_fnma(q, v_set(1.57079637f), x);
+    r = v_fnma(q, v_set(-4.37113883e-8f), r);
+    r = v_fnma(q, v_set(-1.71512489e-15f), r);
+    vf z = r * r;
+    vf s = v_fma(z, v_set(1.0f / 362880.0f), v_set(-1.0f / 5040.0f));
+    s = v_fma(s, z, v_set(1.0f / 120.0f));
+    s = v_fma(s, z, v_set(-1.0f / 6.0f));
+    s = v_fma(s * z, r, r);
+    vf c = v_fma(z, v_set(-1.0f / 3628800.0f), v_set(1.0f / 40320.0f));
+    c = v_fma(c, z, v_set(-1.0f / 720.0f));
+    c = v_fma(c, z, v_set(1.0f / 24.0f));
+    c = v_fma(c, z, v_set(-0.5f));
+    c = v_fma(c, z, v_set(1.0f));
+    vi quadrant = v_to_int(q);
+    vm swap = v_ne(v_to_float(quadrant & v_seti(1)), v_set(0.0f));
+    vi s_sign = (quadrant & v_seti(2)) << 30, c_sign = ((quadrant + v_seti(1)) & v_seti(2)) << 30;
+    *sine = (vf)((vi)v_blend(swap, c, s) ^ s_sign);
+    *cosine = (vf)((vi)v_blend(swap, s, c) ^ c_sign);
 }
 
 /* erf: x·P(x²) below 1; 1 - exp(-Q(x - 2.5)) from 1 to 4, where Q interpolates -log(erfc) at Chebyshev's

@@ -109,6 +109,14 @@ static inline vf v_to_float(vi a) {
     return _mm256_cvtepi32_ps((__m256i)a);
 }
 
+/* The upper halves of the 64-bit products of unsigned elements. */
+static inline vi v_mul_high(vi a, uint32_t m) {
+    __m256i factor = _mm256_set1_epi32((int)m), x = (__m256i)a;
+    __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, factor), 32);
+    __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), factor);
+    return (vi)_mm256_blend_epi32(even, odd, 0xaa);
+}
+
 static inline vm v_eq(vf a, vf b) {
     return _mm256_cmp_ps(a, b, _CMP_EQ_OQ);
 }

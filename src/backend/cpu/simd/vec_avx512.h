@@ -95,6 +95,14 @@ static inline vf v_to_float(vi a) {
     return _mm512_cvtepi32_ps((__m512i)a);
 }
 
+/* The upper halves of the 64-bit products of unsigned elements. */
+static inline vi v_mul_high(vi a, uint32_t m) {
+    __m512i factor = _mm512_set1_epi32((int)m), x = (__m512i)a;
+    __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(x, factor), 32);
+    __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), factor);
+    return (vi)_mm512_mask_mov_epi32(even, 0xaaaa, odd);
+}
+
 static inline vm v_eq(vf a, vf b) {
     return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
 }
