@@ -1,0 +1,55 @@
+/* What a subcommand works with: a context, a device, a model and its adapters.
+ *
+ * Invariant: session_close releases whatever was opened, also after a failure half-way. Functions return 0 or
+ * the exit code of an error that was explained. */
+#ifndef TAPER_CLI_SESSION_H
+#define TAPER_CLI_SESSION_H
+
+#include "options.h"
+#include "taper/adapter.h"
+
+typedef struct session_options {
+    const char *device; /* "auto", "cpu", "cuda", "cuda:1" */
+    int64_t threads;    /* 0: all */
+    uint64_t memory_limit;
+} session_options;
+
+#define SESSION_OPTIONS_INIT                                                                                 \
+    { "auto", 0, 0 }
+
+/* The rows of an option table for the session_options at `field` of the structure `type`. */
+#define SESSION_ROWS(type, field)                                                                            \
+    {.kind = OPTION_TEXT,                                                                                    \
+     .name = "device",                                                                                       \
+     .offset = offsetof(type, field.device),                                                                 \
+     .value = "NAME",                                                                                        \
+     .help = "auto, cpu, or cuda:N"},                                                                        \
+        {.kind = OPTION_INT,                                                                                 \
+         .name = "threads",                                                                                  \
+         .offset = offsetof(type, field.threads),                                                            \
+         .value = "N",                                                                                       \
+         .help = "Threads of the CPU; 0: all"},                                                              \
+    {                                                                                                        \
+        .kind = OPTION_BYTES, .name = "mem-limit", .offset = offsetof(type, field.memory_limit),             \
+        .value = "SIZE", .help = "Fail early where more memory is needed than, say, 4GiB"                    \
+    }
+
+typedef struct session {
+    tp_context *context;
+    tp_device *device;
+    tp_model *model;
+    tp_adapter_use *adapters; /* of cli_alloc; the adapters in it are owned */
+    int adapter_count;
+} session;
+
+int session_open(session *s, const session_options *options);
+int session_load_model(session *s, const char *directory);
+
+/* Each a directory, or "DIR:SCALE". */
+int session_load_adapters(session *s, const text_list *adapters);
+void session_close(session *s);
+
+/* EXIT_USAGE, naming the option, when a required value is NULL; else 0. */
+int require(const char *command, const char *option, const char *value);
+
+#endif
