@@ -519,6 +519,32 @@ Test(adapters, models_are_checked_against_their_configuration) {
     must_fail(tp_model_load(&bad, cpu, in_directory("nowhere"), NULL), TP_EIO, "config.json");
 }
 
+/* One more space behind the header moves all data off its alignment. */
+Test(adapters, unaligned_files_load_as_copies) {
+    char *old;
+    size_t size;
+    uint64_t header;
+    put_model(NULL, NULL);
+    must(tpi_file_read(in_directory("model/model.safetensors"), 1 << 20, &old, &size));
+    memcpy(&header, old, sizeof header);
+    char *moved = malloc(size + 1);
+    const uint64_t longer = header + 1;
+    const size_t data = sizeof header + header;
+    memcpy(moved, &longer, sizeof longer);
+    memcpy(moved + sizeof header, old + sizeof header, header);
+    moved[data] = ' ';
+    memcpy(moved + data + 1, old + data, size - data);
+    put_file(in_directory("model/model.safetensors"), moved, size + 1);
+    tp_model *copied;
+    must(tp_model_load(&copied, cpu, in_directory("model"), NULL));
+    tp_tensor *a = logits(model, NULL, 0), *b = logits(copied, NULL, 0);
+    cr_assert_eq(tensor_difference(a, b), 0);
+    tp_tensor_release(a), tp_tensor_release(b);
+    tp_model_destroy(copied);
+    free(moved);
+    tpi_free(old);
+}
+
 /* ---- faults ---- */
 
 static tp_status load_make_save(void) {
@@ -540,4 +566,21 @@ static tp_status load_make_save(void) {
 
 Test(adapters, every_allocation_may_fail) {
     sweep(load_make_save);
+}
+
+static tp_status merge_and_save(void) {
+    tp_adapter *adapter;
+    tp_status status = tp_adapter_load(&adapter, model, GOLDEN "mistral/adapter-pattern");
+    if (status != TP_OK) return status;
+    const tp_adapter_use use = {adapter, 1.0};
+    const tp_model_save_options options = {sizeof options, false, TP_F32, &use, 1};
+    status = tp_model_save(model, in_directory("merged"), &options);
+    tp_adapter_destroy(adapter);
+    tp_context_trim(ctx);
+    return status;
+}
+
+Test(adapters, every_allocation_of_merging_may_fail) {
+    sweep(merge_and_save);
+    cr_assert_eq(entries(in_directory("merged")), 3, "weights, config.json, generation_config.json");
 }

@@ -1,5 +1,6 @@
 /* Models against transformers and PEFT (golden files), the cache against the whole pass, gradients,
  * recompute. */
+#include "io_helpers.h"
 #include "model_helpers.h"
 
 #include "models/model.h"
@@ -428,6 +429,39 @@ Test(models, all_weights_can_be_trained) {
     }
     tp_graph_destroy(g);
     tp_model_destroy(model);
+}
+
+/* ---- windows ---- */
+
+/* Two layers that each see the last three positions: a token reaches four positions on, and no further. */
+Test(models, windows_bound_what_a_token_reaches) {
+    const char *config =
+        "{\"architectures\": [\"MistralForCausalLM\"], \"vocab_size\": 32, \"hidden_size\": 16, "
+        "\"intermediate_size\": 24, \"num_hidden_layers\": 2, \"num_attention_heads\": 2, "
+        "\"num_key_value_heads\": 1, \"sliding_window\": 3, \"initializer_range\": 0.3}";
+    enum { LENGTH = 9, VOCAB = 32, REACH = 4 };
+    tp_model *model;
+    float *logits[2];
+    make_directory();
+    put_file(in_directory("config.json"), config, strlen(config));
+    must(tp_model_create_random(&model, cpu, directory, 1));
+    for (int32_t side = 0; side < 2; side++) {
+        const int32_t tokens[LENGTH] = {9, 7, 5 + side, 3, 1, 2, 4, 6, 8};
+        tp_graph *g = make_graph(ctx);
+        tp_forward forward = TP_FORWARD_INIT;
+        forward.tokens = tp_lazy_from_slice(g, cpu, TP_I32, 2, (int64_t[]){1, LENGTH}, tokens);
+        tp_tensor *out = value_of(tp_model_forward_lazy(model, &forward), g);
+        logits[side] = read_f32(out);
+        tp_tensor_release(out);
+        tp_graph_destroy(g);
+    }
+    for (int t = 0; t < LENGTH; t++) {
+        double d = max_difference(logits[0] + t * VOCAB, logits[1] + t * VOCAB, VOCAB);
+        cr_assert_eq(d > 1e-6, t >= 2 && t <= 2 + REACH, "position %d differs by %g", t, d);
+    }
+    free(logits[0]), free(logits[1]);
+    tp_model_destroy(model);
+    remove_directory();
 }
 
 /* ---- questions ---- */

@@ -4,10 +4,8 @@
 
 #include "core/alloc.h"
 #include "core/error.h"
-#include "core/tensor.h"
 #include "models/st_tensor.h"
 
-#include <stdio.h>
 #include <string.h>
 
 /* ---- the table as data ---- */
@@ -118,7 +116,6 @@ static tp_status check_missing(const tpi_safetensors *st, const char *where, con
                     missing.text);
 }
 
-/* After check_missing the counts tell whether anything is left over, but redundant names are not counted. */
 static tp_status check_unknown(const tpi_safetensors *st, const char *where, const tpi_model_config *config,
                                const tpi_weight *weights, int count) {
     tpi_name_list unknown = TPI_NAME_LIST_INIT;

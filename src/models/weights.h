@@ -14,25 +14,25 @@
  *   rows, columns  sizes of the configuration; ONE column: a vector
  *   present  the condition under which a model has it */
 /* clang-format off */
-#define TPI_LAYER_SLOTS(SLOT)                                                       \
-    SLOT(ATTENTION_NORM, "input_layernorm.weight",          NORM,   HIDDEN, ONE,    ALWAYS)   \
-    SLOT(Q,              "self_attn.q_proj.weight",         LINEAR, QUERY,  HIDDEN, ALWAYS)   \
-    SLOT(Q_BIAS,         "self_attn.q_proj.bias",           BIAS,   QUERY,  ONE,    QKV_BIAS) \
-    SLOT(K,              "self_attn.k_proj.weight",         LINEAR, KEY,    HIDDEN, ALWAYS)   \
-    SLOT(K_BIAS,         "self_attn.k_proj.bias",           BIAS,   KEY,    ONE,    QKV_BIAS) \
-    SLOT(V,              "self_attn.v_proj.weight",         LINEAR, KEY,    HIDDEN, ALWAYS)   \
-    SLOT(V_BIAS,         "self_attn.v_proj.bias",           BIAS,   KEY,    ONE,    QKV_BIAS) \
-    SLOT(Q_NORM,         "self_attn.q_norm.weight",         NORM,   HEAD,   ONE,    QK_NORM)  \
-    SLOT(K_NORM,         "self_attn.k_norm.weight",         NORM,   HEAD,   ONE,    QK_NORM)  \
-    SLOT(O,              "self_attn.o_proj.weight",         LINEAR, HIDDEN, QUERY,  ALWAYS)   \
-    SLOT(O_BIAS,         "self_attn.o_proj.bias",           BIAS,   HIDDEN, ONE,    O_BIAS)   \
-    SLOT(MLP_NORM,       "post_attention_layernorm.weight", NORM,   HIDDEN, ONE,    ALWAYS)   \
-    SLOT(GATE,           "mlp.gate_proj.weight",            LINEAR, MIDDLE, HIDDEN, ALWAYS)   \
-    SLOT(UP,             "mlp.up_proj.weight",              LINEAR, MIDDLE, HIDDEN, ALWAYS)   \
+#define TPI_LAYER_SLOTS(SLOT)                                                                               \
+    SLOT(ATTENTION_NORM, "input_layernorm.weight",          NORM,   HIDDEN, ONE,    ALWAYS)                 \
+    SLOT(Q,              "self_attn.q_proj.weight",         LINEAR, QUERY,  HIDDEN, ALWAYS)                 \
+    SLOT(Q_BIAS,         "self_attn.q_proj.bias",           BIAS,   QUERY,  ONE,    QKV_BIAS)               \
+    SLOT(K,              "self_attn.k_proj.weight",         LINEAR, KEY,    HIDDEN, ALWAYS)                 \
+    SLOT(K_BIAS,         "self_attn.k_proj.bias",           BIAS,   KEY,    ONE,    QKV_BIAS)               \
+    SLOT(V,              "self_attn.v_proj.weight",         LINEAR, KEY,    HIDDEN, ALWAYS)                 \
+    SLOT(V_BIAS,         "self_attn.v_proj.bias",           BIAS,   KEY,    ONE,    QKV_BIAS)               \
+    SLOT(Q_NORM,         "self_attn.q_norm.weight",         NORM,   HEAD,   ONE,    QK_NORM)                \
+    SLOT(K_NORM,         "self_attn.k_norm.weight",         NORM,   HEAD,   ONE,    QK_NORM)                \
+    SLOT(O,              "self_attn.o_proj.weight",         LINEAR, HIDDEN, QUERY,  ALWAYS)                 \
+    SLOT(O_BIAS,         "self_attn.o_proj.bias",           BIAS,   HIDDEN, ONE,    O_BIAS)                 \
+    SLOT(MLP_NORM,       "post_attention_layernorm.weight", NORM,   HIDDEN, ONE,    ALWAYS)                 \
+    SLOT(GATE,           "mlp.gate_proj.weight",            LINEAR, MIDDLE, HIDDEN, ALWAYS)                 \
+    SLOT(UP,             "mlp.up_proj.weight",              LINEAR, MIDDLE, HIDDEN, ALWAYS)                 \
     SLOT(DOWN,           "mlp.down_proj.weight",            LINEAR, HIDDEN, MIDDLE, ALWAYS)
-#define TPI_MODEL_SLOTS(SLOT)                                                       \
-    SLOT(EMBEDDING,      "model.embed_tokens.weight",       TABLE,  VOCAB,  HIDDEN, ALWAYS)   \
-    SLOT(FINAL_NORM,     "model.norm.weight",               NORM,   HIDDEN, ONE,    ALWAYS)   \
+#define TPI_MODEL_SLOTS(SLOT)                                                                               \
+    SLOT(EMBEDDING,      "model.embed_tokens.weight",       TABLE,  VOCAB,  HIDDEN, ALWAYS)                 \
+    SLOT(FINAL_NORM,     "model.norm.weight",               NORM,   HIDDEN, ONE,    ALWAYS)                 \
     SLOT(OUTPUT_HEAD,    "lm_head.weight",                  LINEAR, VOCAB,  HIDDEN, UNTIED)
 /* clang-format on */
 
