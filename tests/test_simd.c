@@ -641,4 +641,70 @@ Test(simd, bad_indices) {
     tpi_threads_destroy(one);
 }
 
+/* ---- attention ---- */
+
+typedef struct attention_case {
+    int64_t b, t, h, s, g, d, window;
+    bool causal, start, lengths;
+    int mask; /* 0: none, 1: [T, S], 2: [B, 1, 1, S], 3: [H, T, 1] */
+    tp_dtype dtype;
+} attention_case;
+
+/* q, k, v as [B, tokens, heads, D] views of [B, heads, tokens, D] memory where `turned`. */
+static tpi_operand heads(tp_dtype dtype, int64_t b, int64_t t, int64_t h, int64_t d, bool turned) {
+    return strided(dtype, DIMS(b, t, h, d), turned ? SHAPE(h * t * d, d, t * d, 1) : NULL);
+}
+
+static int options(const attention_case *c, trial *t, int next) {
+    if (c->start) t->operands[next++] = dense(TP_I32, DIMS(c->b));
+    if (c->lengths) t->operands[next++] = dense(TP_I32, DIMS(c->b));
+    if (c->mask == 1) t->operands[next++] = dense(TP_F32, DIMS(c->t, c->s));
+    if (c->mask == 2) t->operands[next++] = dense(TP_F32, DIMS(c->b, 1, 1, c->s));
+    if (c->mask == 3) t->operands[next++] = dense(TP_F32, DIMS(c->h, c->t, 1));
+    return next;
+}
+
+static void check_attention(const attention_case *c, bool turned) {
+    TPI_ATTR(tpi_attr_attention, attr);
+    attr.scale = 0.3, attr.window = c->window, attr.causal = c->causal;
+    attr.has_start = c->start, attr.has_lengths = c->lengths, attr.has_mask = c->mask != 0;
+    trial t = {.ids = (int)c->s, .tolerance = 5e-5, .low = -1.0f, .high = 1.0f};
+    tpi_operand q = heads(c->dtype, c->b, c->t, c->h, c->d, turned);
+    tpi_operand k = heads(c->dtype, c->b, c->s, c->g, c->d, turned);
+    tpi_operand out = heads(c->dtype, c->b, c->t, c->h, c->d, false),
+                lse = dense(TP_F32, DIMS(c->b, c->h, c->t));
+    t.operands[0] = q, t.operands[1] = t.operands[2] = k;
+    int n = options(c, &t, 3);
+    t.operands[n] = out, t.operands[n + 1] = lse;
+    begin(&t, TPI_ATTENTION, n, 2, &attr);
+    must(&t);
+    trial u = {.ids = (int)c->s, .tolerance = 2e-4, .low = -1.0f, .high = 1.0f};
+    u.operands[0] = q, u.operands[1] = u.operands[2] = k, u.operands[3] = u.operands[5] = out,
+    u.operands[4] = lse;
+    n = options(c, &u, 6);
+    u.operands[n] = out;
+    u.operands[n + 1] = u.operands[n + 2] = heads(c->dtype, c->b, c->s, c->g, c->d, false);
+    u.data[4] = malloc((size_t)lse.count * sizeof(float) + 1);
+    for (int64_t i = 0; i < lse.count; i++)
+        ((float *)u.data[4])[i] = i % 37 == 5 ? -INFINITY : 3.0f + (float)(i % 5);
+    begin(&u, TPI_ATTENTION_GRAD, n, 3, &attr);
+    must(&u);
+}
+
+Test(simd, attention) {
+    const attention_case cases[] = {
+        {1, 1, 1, 1, 1, 16, 0, false, false, false, 0, TP_F32},
+        {2, 7, 4, 9, 2, 20, 0, true, false, false, 0, TP_F32},
+        {2, 67, 6, 67, 2, 64, 0, true, false, false, 0, TP_F32},
+        {1, 150, 2, 300, 1, 33, 0, false, false, true, 0, TP_F32},
+        {2, 130, 2, 290, 2, 40, 17, true, true, true, 0, TP_F32},
+        {2, 61, 3, 150, 3, 16, 0, false, false, false, 1, TP_F32},
+        {3, 1, 14, 333, 2, 64, 0, true, true, true, 0, TP_BF16},
+        {2, 3, 4, 50, 4, 64, 9, true, true, false, 2, TP_F32},
+        {2, 70, 4, 70, 2, 48, 0, true, false, true, 2, TP_BF16},
+        {2, 66, 4, 40, 2, 48, 0, false, false, false, 3, TP_F16},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i], i & 1);
+}
+
 #endif

@@ -65,6 +65,12 @@ KERNEL(scatter_add);
 ACCEPTS(scatter_add_accepts);
 KERNEL(cache_write);
 ACCEPTS(cache_write_accepts);
+KERNEL(attention);
+ACCEPTS(attention_accepts);
+SCRATCH(attention_scratch);
+KERNEL(attention_grad);
+ACCEPTS(attention_grad_accepts);
+SCRATCH(attention_grad_scratch);
 
 static inline bool tpi_float_operand(const tpi_operand *x) {
     return tpi_is_float((tp_dtype)x->dtype);

@@ -71,5 +71,7 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     PLAIN(TPI_GATHER, gather),
     PLAIN(TPI_SCATTER_ADD, scatter_add),
     PLAIN(TPI_CACHE_WRITE, cache_write),
+    SPACE(TPI_ATTENTION, attention),
+    SPACE(TPI_ATTENTION_GRAD, attention_grad),
     TPI_KERNELS_END,
 };

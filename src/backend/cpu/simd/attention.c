@@ -1,0 +1,214 @@
+/* Attention in blocks with a running softmax (Dao et al. 2022): scores never leave the first cache.
+ *
+ * Keys and values are packed once for all queries and heads that share them. The output of a block of queries
+ * is a sum that is scaled down whenever a later block of keys raises a row's maximum. A few queries, as in
+ * generation, are computed without packing: keys and values stream past once. */
+#include "backend/cpu/simd/attention.h"
+
+#define FEW 16 /* queries of a group that are computed without packing */
+
+typedef struct forward {
+    attention p;
+    int64_t k_size, v_size, thread_size; /* floats of a group's packed keys, values; of a thread's blocks */
+    float *packed, *blocks;
+} forward;
+
+static bool few(const attention *p) {
+    return p->queries * (p->heads / p->groups) <= FEW;
+}
+
+static int64_t thread_floats(const attention *p) {
+    int64_t d = round_up(p->size, NR);
+    if (few(p)) {
+        size_t a = TPI_SIMD(gemm_scratch)(FEW, p->keys, p->size),
+               b = TPI_SIMD(gemm_scratch)(FEW, p->size, p->keys);
+        return FEW * (p->keys + 2 * d) + (int64_t)((a > b ? a : b) / sizeof(float));
+    }
+    return QUERIES * (2 * d + 2 * KEYS + 2);
+}
+
+static forward forward_of(const tpi_launch *launch) {
+    forward f = {.p = attention_of(launch), .packed = tpi_scratch(launch)};
+    bool packs = !few(&f.p);
+    f.k_size = packs ? round_up(f.p.keys, NR) * f.p.size : 0;
+    f.v_size = packs ? f.p.keys * round_up(f.p.size, NR) : 0;
+    f.thread_size = round_up(thread_floats(&f.p), 16);
+    f.blocks = f.packed + round_up(f.p.batches * f.p.groups * (f.k_size + f.v_size), 16);
+    return f;
+}
+
+ACCEPTS(attention_accepts) {
+    const tpi_operand *y = tpi_out_operand(step, 0), *lse = tpi_out_operand(step, 1);
+    return attention_plain(step, 3) && y->contiguous && tpi_float_operand(y) && lse->dtype == TP_F32 &&
+           lse->contiguous;
+}
+
+SCRATCH(attention_scratch) {
+    const uint32_t slots[16] = {0};
+    void *none[1] = {NULL};
+    tpi_step sized = *step;
+    sized.slots = slots;
+    tpi_launch launch = {&sized, none, NULL};
+    forward f = forward_of(&launch);
+    int64_t packed = round_up(f.p.batches * f.p.groups * (f.k_size + f.v_size), 16);
+    return (size_t)(packed + f.thread_size * threads) * sizeof(float);
+}
+
+/* Packs NR keys and their values: task i is a panel of a group of a sequence. */
+static void pack_keys(const void *job, int64_t i, int thread) {
+    (void)thread;
+    const forward *f = job;
+    const attention *p = &f->p;
+    int64_t panels = ceil_div(p->keys, NR), group = i / panels, s = i % panels * NR, b = group / p->groups;
+    int64_t n = least(NR, last_key(p, b) - s);
+    if (n <= 0) return;
+    float *k = f->packed + group * (f->k_size + f->v_size), *v = k + f->k_size;
+    tpi_matrix keys = tpi_matrix_transposed(head_matrix(p, 1, b, group % p->groups));
+    tpi_matrix values = head_matrix(p, 2, b, group % p->groups);
+    TPI_SIMD(pack_b)(&keys, 0, s, p->size, n, k + s * p->size, 0);
+    TPI_SIMD(pack_b)(&values, s, 0, n, p->size, v + s * NR, p->keys * NR);
+}
+
+/* A block of queries at work. */
+typedef struct block {
+    int64_t b, h, t, rows, d; /* d: floats of an output row */
+    float *q, *scores, *weights, *out, *top, *sum;
+} block;
+
+/* The keys [base, base + n) of one row: scores to exponentials, the row's maximum and sum brought forward. */
+static void soften_row(const attention *p, const block *w, int64_t r, int64_t base, int64_t n) {
+    float *scores = w->scores + r * KEYS;
+    int64_t first, end;
+    visible_keys(p, w->b, w->t + r, &first, &end);
+    first = most(first, base), end = least(end, base + n);
+    float top = w->top[r];
+    if (first < end) {
+        scale_scores(p, w->b, w->h, w->t + r, base, first, end, scores);
+        top = fmaxf(top, row_max(scores + (first - base), end - first));
+    }
+    if (first >= end || top == -INFINITY) {
+        memset(scores, 0, sizeof(float) * (size_t)n);
+        return;
+    }
+    float sum, *x = scores + (first - base), kept = expf(w->top[r] - top);
+    vf shift = v_set(top);
+    ROW_SUM(sum, end - first, {
+        vf e = v_exp(row_get(x, i, part) - shift);
+        v_put(x, TP_F32, i, e, part);
+        term = part < VW ? v_keep(e, part) : e;
+    });
+    memset(scores, 0, sizeof(float) * (size_t)(first - base));
+    memset(scores + (end - base), 0, sizeof(float) * (size_t)(base + n - end));
+    w->sum[r] = w->sum[r] * kept + sum, w->top[r] = top;
+    if (kept == 1.0f) return;
+    for (int64_t i = 0; i < w->d; i += VW)
+        v_store(w->out + r * w->d + i, v_load(w->out + r * w->d + i) * v_set(kept));
+}
+
+static void finish_rows(const attention *p, const block *w) {
+    const tpi_operand *y = tpi_out_operand(p->launch->step, 0);
+    float *lse = tpi_out(p->launch, 1);
+    for (int64_t r = 0; r < w->rows; r++) {
+        float *x = w->out + r * w->d;
+        vf scale = v_set(w->sum[r] == 0.0f ? 0.0f : 1.0f / w->sum[r]);
+        for (int64_t i = 0; i < w->d; i += VW) v_store(x + i, v_load(x + i) * scale);
+        int64_t t = w->t + r, at = ((w->b * p->queries + t) * p->heads + w->h) * p->size;
+        TPI_SIMD(from_f32)(x, tpi_out(p->launch, 0), y->dtype, at, p->size);
+        if (lse)
+            lse[(w->b * p->heads + w->h) * p->queries + t] =
+                w->sum[r] == 0.0f ? -INFINITY : w->top[r] + logf(w->sum[r]);
+    }
+}
+
+static void query_block(const void *job, int64_t i, int thread) {
+    const forward *f = job;
+    const attention *p = &f->p;
+    int64_t lines = p->batches * p->heads, blocks = ceil_div(p->queries, QUERIES), line = i % lines;
+    int64_t d = round_up(p->size, NR), first, end, ignored;
+    float *space = f->blocks + thread * f->thread_size;
+    block w = {.b = line / p->heads, .h = line % p->heads, .d = d};
+    w.t = (blocks - 1 - i / lines) * QUERIES; /* the longest rows first */
+    w.rows = least(QUERIES, p->queries - w.t);
+    w.q = space, w.out = w.q + QUERIES * d, w.scores = w.out + QUERIES * d,
+    w.weights = w.scores + QUERIES * KEYS;
+    w.top = w.weights + QUERIES * KEYS, w.sum = w.top + QUERIES;
+    int64_t group = w.b * p->groups + w.h / (p->heads / p->groups);
+    const float *keys = f->packed + group * (f->k_size + f->v_size), *values = keys + f->k_size;
+    tpi_matrix q = head_matrix(p, 0, w.b, w.h), scores = {w.scores, KEYS, 1, TP_F32};
+    TPI_SIMD(pack_a)(&q, w.t, 0, w.rows, p->size, w.q, MR * p->size);
+    memset(w.out, 0, sizeof(float) * (size_t)(QUERIES * d));
+    for (int64_t r = 0; r < w.rows; r++) w.top[r] = -INFINITY, w.sum[r] = 0.0f;
+    visible_keys(p, w.b, w.t, &first, &ignored);
+    visible_keys(p, w.b, w.t + w.rows - 1, &ignored, &end);
+    for (int64_t base = first / KEYS * KEYS; base < end; base += KEYS) {
+        int64_t n = least(KEYS, end - base);
+        panels_product(w.rows, n, p->size, w.q, keys + base * p->size, NR * p->size, w.scores, KEYS, false);
+        for (int64_t r = 0; r < w.rows; r++) soften_row(p, &w, r, base, n);
+        TPI_SIMD(pack_a)(&scores, 0, 0, w.rows, n, w.weights, MR * n);
+        panels_product(w.rows, p->size, n, w.weights, values + base * NR, p->keys * NR, w.out, d, true);
+    }
+    finish_rows(p, &w);
+}
+
+/* ---- few queries ---- */
+
+/* All queries of a group's heads in a sequence, one row each: row = t·share + head. */
+static void few_queries(const void *job, int64_t item, int thread) {
+    const forward *f = job;
+    const attention *p = &f->p;
+    int64_t share = p->heads / p->groups, b = item / p->groups, g = item % p->groups,
+            rows = p->queries * share;
+    int64_t d = round_up(p->size, NR), n = last_key(p, b);
+    float *q = f->blocks + thread * f->thread_size, *out = q + FEW * d, *scores = out + FEW * d;
+    float *scratch = scores + FEW * p->keys, top[FEW], sum[FEW];
+    for (int64_t r = 0; r < rows; r++) {
+        tpi_matrix m = head_matrix(p, 0, b, g * share + r % share);
+        TPI_SIMD(to_f32)(m.data, m.dtype, r / share * m.rs, p->size, q + r * d);
+    }
+    tpi_gemm product = {
+        .m = rows, .n = n, .terms = 1, .c = scores, .rs = p->keys, .cs = 1, .c_dtype = TP_F32};
+    product.term[0] = (tpi_term){{q, d, 1, TP_F32}, tpi_matrix_transposed(head_matrix(p, 1, b, g)), p->size};
+    TPI_SIMD(gemm_block)(&product, 0, rows, 0, n, scratch);
+    for (int64_t r = 0; r < rows; r++) {
+        float *x = scores + r * p->keys;
+        int64_t first, end;
+        visible_keys(p, b, r / share, &first, &end);
+        scale_scores(p, b, g * share + r % share, r / share, 0, first, end, x);
+        top[r] = row_max(x + first, end - first), sum[r] = 0.0f;
+        vf shift = v_set(top[r] == -INFINITY ? 0.0f : top[r]);
+        ROW_SUM(sum[r], end - first, {
+            vf e = v_exp(row_get(x + first, i, part) - shift);
+            v_put(x + first, TP_F32, i, e, part);
+            term = part < VW ? v_keep(e, part) : e;
+        });
+        memset(x, 0, sizeof(float) * (size_t)first);
+        memset(x + end, 0, sizeof(float) * (size_t)(n - end));
+    }
+    memset(out, 0, sizeof(float) * (size_t)(rows * d));
+    tpi_gemm sums = {.m = rows, .n = p->size, .terms = 1, .c = out, .rs = d, .cs = 1, .c_dtype = TP_F32};
+    sums.term[0] = (tpi_term){{scores, p->keys, 1, TP_F32}, head_matrix(p, 2, b, g), n};
+    if (n) TPI_SIMD(gemm_block)(&sums, 0, rows, 0, p->size, scratch);
+    for (int64_t r = 0; r < rows; r++) {
+        block w = {.b = b,
+                   .h = g * share + r % share,
+                   .t = r / share,
+                   .rows = 1,
+                   .d = d,
+                   .out = out + r * d,
+                   .top = top + r,
+                   .sum = sum + r};
+        finish_rows(p, &w);
+    }
+}
+
+KERNEL(attention) {
+    forward f = forward_of(launch);
+    const attention *p = &f.p;
+    if (few(p)) {
+        run_tasks(launch->threads, p->batches * p->groups, few_queries, &f);
+        return TP_OK;
+    }
+    run_tasks(launch->threads, p->batches * p->groups * ceil_div(p->keys, NR), pack_keys, &f);
+    run_tasks(launch->threads, p->batches * p->heads * ceil_div(p->queries, QUERIES), query_block, &f);
+    return TP_OK;
+}

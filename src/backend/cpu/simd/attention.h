@@ -1,0 +1,143 @@
+/* Attention's problem as its kernels see it: matrices of one head, which keys a query sees, tasks for
+ * threads.
+ *
+ * Invariant: of one sequence, later queries see keys as far or farther on at either end, so a block of
+ * queries sees what lies between the first one's first key and the last one's last. */
+#ifndef TAPER_SIMD_ATTENTION_H
+#define TAPER_SIMD_ATTENTION_H
+
+#include "backend/cpu/simd/gemm.h"
+#include "backend/cpu/simd/row.h"
+#include "ops/op.h"
+
+#include <stdatomic.h>
+
+#define QUERIES (VW == 16 ? 4 * MR : 8 * MR) /* a block of queries */
+#define KEYS    128                          /* a block of keys: whole panels */
+
+typedef struct attention {
+    const tpi_launch *launch;
+    const tpi_attr_attention *attr;
+    int64_t batches, queries, heads, keys, groups, size; /* size: features of a head */
+    const int32_t *start, *lengths;                      /* [B], or NULL */
+    const tpi_operand *mask_operand;                     /* NULL: no mask */
+    const float *mask;
+} attention;
+
+static inline attention attention_of(const tpi_launch *launch) {
+    const tpi_step *step = launch->step;
+    const tpi_operand *q = tpi_in_operand(step, 0), *k = tpi_in_operand(step, 1);
+    attention p = {.launch = launch,
+                   .attr = step->attr,
+                   .batches = q->shape[0],
+                   .queries = q->shape[1],
+                   .heads = q->shape[2],
+                   .keys = k->shape[1],
+                   .groups = k->shape[2],
+                   .size = q->shape[3]};
+    int next = step->op == TPI_ATTENTION ? 3 : 6;
+    if (p.attr->has_start) p.start = tpi_in(launch, next++);
+    if (p.attr->has_lengths) p.lengths = tpi_in(launch, next++);
+    if (p.attr->has_mask) p.mask_operand = tpi_in_operand(step, next), p.mask = tpi_in(launch, next);
+    return p;
+}
+
+/* The first `rows` operands are [B, T or S, heads, D] floats with contiguous features; start, lengths and
+ * mask lie plainly. */
+static inline bool attention_plain(const tpi_step *step, int rows) {
+    const tpi_attr_attention *attr = step->attr;
+    int next = rows + (step->op == TPI_ATTENTION ? 0 : 3);
+    for (int k = 0; k < rows; k++) {
+        const tpi_operand *x = tpi_in_operand(step, k);
+        if (x->rank != 4 || !tpi_float_operand(x) || x->stride[3] != 1 || !x->count) return false;
+    }
+    for (int k = 0; k < attr->has_start + attr->has_lengths; k++, next++)
+        if (tpi_in_operand(step, next)->dtype != TP_I32 || !tpi_in_operand(step, next)->contiguous)
+            return false;
+    if (!attr->has_mask) return true;
+    const tpi_operand *mask = tpi_in_operand(step, next);
+    return mask->dtype == TP_F32 && mask->rank >= 1 &&
+           (mask->shape[mask->rank - 1] == 1 || mask->stride[mask->rank - 1] == 1);
+}
+
+/* The matrix [tokens, features] of a head of input k. */
+static inline tpi_matrix head_matrix(const attention *p, int k, int64_t b, int64_t head) {
+    const tpi_operand *x = tpi_in_operand(p->launch->step, k);
+    const char *data = tpi_in(p->launch, k);
+    data += (b * x->stride[0] + head * x->stride[2]) * dtype_size(x->dtype);
+    return (tpi_matrix){data, x->stride[1], 1, x->dtype};
+}
+
+/* The keys that query t of sequence b sees: first ... end-1. */
+static inline void visible_keys(const attention *p, int64_t b, int64_t t, int64_t *first, int64_t *end) {
+    int64_t position = t + (p->start ? p->start[b] : 0), window = p->attr->window;
+    *first = 0, *end = p->keys;
+    if (p->lengths) *end = most(0, least(p->lengths[b], *end));
+    if (p->attr->causal) *end = most(0, least(position + 1, *end));
+    if (window > 0 && position >= window) *first = least(position - window + 1, *end);
+}
+
+/* Keys that any query of sequence b sees lie before this one. */
+static inline int64_t last_key(const attention *p, int64_t b) {
+    int64_t first, end;
+    visible_keys(p, b, p->queries - 1, &first, &end);
+    return end;
+}
+
+/* x = scores·scale + mask for keys [from, to) of query (b, h, t), scores[0] being key `base`'s. */
+static inline void scale_scores(const attention *p, int64_t b, int64_t h, int64_t t, int64_t base,
+                                int64_t from, int64_t to, float *scores) {
+    vf scale = v_set((float)p->attr->scale);
+    float *x = scores + (from - base);
+    if (!p->mask) {
+        FOR_VECTORS(i, part, to - from) v_put(x, TP_F32, i, row_get(x, i, part) * scale, part);
+        return;
+    }
+    const tpi_operand *mask = p->mask_operand;
+    const int64_t index[4] = {b, h, t, from};
+    const float *m = p->mask;
+    bool each = mask->shape[mask->rank - 1] != 1;
+    for (int d = 0; d < mask->rank; d++)
+        if (mask->shape[d] != 1) m += index[d + 4 - mask->rank] * mask->stride[d];
+    FOR_VECTORS(i, part, to - from) {
+        vf add = each ? row_get(m, i, part) : v_set(*m);
+        v_put(x, TP_F32, i, v_fma(row_get(x, i, part), scale, add), part);
+    }
+}
+
+/* c [rows, n] (row stride ld) = or += packed a · packed b; panels of b are `pitch` floats apart. */
+static inline void panels_product(int64_t rows, int64_t n, int64_t k, const float *a, const float *b,
+                                  int64_t pitch, float *c, int64_t ld, bool accumulate) {
+    for (int64_t j = 0; j < n; j += NR)
+        for (int64_t i = 0; i < rows; i += MR) TPI_SIMD(gemm_tile)
+    (least(MR, rows - i), least(NR, n - j), k, a + i * k, b + j / NR * pitch, NR, c + i * ld + j, ld,
+     accumulate);
+}
+
+/* Runs task(job, i, thread) for i < count, each on the thread that is free: tasks write what no other does.
+ */
+typedef struct task_queue {
+    atomic_llong next;
+    int64_t count;
+    void (*task)(const void *job, int64_t i, int thread);
+    const void *job;
+} task_queue;
+
+static inline void drain(void *arg, int index, int threads) {
+    (void)threads;
+    task_queue *queue = arg;
+    for (int64_t i; (i = atomic_fetch_add(&queue->next, 1)) < queue->count;)
+        queue->task(queue->job, i, index);
+}
+
+static inline void run_tasks(tpi_threads *threads, int64_t count, void (*task)(const void *, int64_t, int),
+                             const void *job) {
+    task_queue queue = {.count = count, .task = task, .job = job};
+    atomic_init(&queue.next, 0);
+    if (count <= 1)
+        drain(&queue, 0, 1);
+    else
+        tpi_parallel(threads, drain, &queue);
+}
+
+#endif
