@@ -1,0 +1,174 @@
+/* The table of operations against the case table: every kernel against the reference, gradients against
+ * finite differences, and with --speed the time of every kernel. */
+#include "cases_run.h"
+
+#include "core/convert.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <string.h>
+
+/* ---- the walk: the table is whole ---- */
+
+static bool reaches_backend(tpi_op op) {
+    return !(tpi_ops[op].flags & TPI_FLAG_VIEW) && op != TPI_LEAF && op != TPI_ASSIGN;
+}
+
+static bool has_case(tpi_op op) {
+    for (int i = 0; i < op_case_count; i++)
+        if (op_cases[i].op == op) return true;
+    return false;
+}
+
+Test(ops, table_is_whole) {
+    for (int i = 0; i < TPI_OP_COUNT; i++) {
+        tpi_op op = (tpi_op)i;
+        const tpi_op_desc *desc = &tpi_ops[op];
+        bool planned = desc->flags & TPI_FLAG_PLANNED, no_grad = desc->flags & TPI_FLAG_NO_GRAD;
+        if (op != TPI_LEAF && op != TPI_PART && !planned)
+            cr_expect(desc->infer, "%s has no shape inference", desc->name);
+        if (!planned) cr_expect((desc->vjp != NULL) != no_grad, "%s: a vjp or NO_GRAD, not both", desc->name);
+        if (op != TPI_LEAF && op != TPI_ASSIGN && op != TPI_PART)
+            cr_expect(has_case(op), "%s has no case", desc->name);
+        if (!reaches_backend(op)) continue;
+        int n = case_kernel_count(op);
+        cr_assert(n > 0, "%s has no kernel", desc->name);
+        const tpi_kernel *last = &tpi_backend_cpu()->kernels(op)[n - 1];
+        cr_expect(strcmp(last->name, "reference") == 0 && !last->accepts,
+                  "%s: the last kernel is no reference", desc->name);
+    }
+}
+
+/* ---- kernels against the reference ---- */
+
+/* Differences allowed: a part of the value, and a part of the largest value for what cancels in sums. */
+static double tolerance(tp_dtype dtype, double value, double largest) {
+    double relative = dtype == TP_BF16 ? 0x1p-7 : dtype == TP_F16 ? 0x1p-10 : 1e-5;
+    double tiny =
+        dtype == TP_F16 ? 0x1p-24 : 0x1p-126; /* subnormals: f16's are this far apart, f32's may be 0 */
+    if (!tpi_is_float(dtype)) return 0;
+    return relative * fabs(value) + 1e-5 * largest + tiny;
+}
+
+static void expect_equal(const case_run *got, const case_run *want, const char *name, const char *label) {
+    for (int k = 0; k < want->instance->n_out; k++) {
+        const tpi_operand *y = &want->operands[want->instance->n_in + k];
+        if (got->step.optional_missing >> k & 1u) continue;
+        double largest = 0;
+        for (int64_t i = 0; i < y->count; i++)
+            largest =
+                fmax(largest, isfinite(case_run_result(want, k, i)) ? fabs(case_run_result(want, k, i)) : 0);
+        for (int64_t i = 0; i < y->count; i++) {
+            double a = case_run_result(got, k, i), b = case_run_result(want, k, i);
+            bool same =
+                a == b || (a != a && b != b) || fabs(a - b) <= tolerance((tp_dtype)y->dtype, b, largest);
+            cr_expect(same, "%s: %s gives %.9g at %lld of output %d, the reference %.9g", label, name, a,
+                      (long long)i, k, b);
+            if (!same) break;
+        }
+    }
+}
+
+static void expect_inputs_kept(const case_run *got, const case_run *want, const char *name,
+                               const char *label) {
+    for (int k = 0; k < want->instance->n_in; k++)
+        cr_expect(memcmp(got->blocks[k].data, want->blocks[k].data, want->blocks[k].bytes) == 0,
+                  "%s: %s wrote into input %d", label, name, k);
+    cr_expect(case_run_guards_hold(got), "%s: %s wrote outside of its outputs", label, name);
+}
+
+/* What may differ in a launch of one case: memory shared with an input, outputs that are not wanted. */
+typedef struct variation {
+    int share[TPI_MAX_OUT]; /* input number, -1: own memory */
+    int omit;               /* output number, -1: all are wanted */
+} variation;
+
+static void check_kernel(const case_run *want, const tpi_kernel *kernel, tpi_threads *threads, variation v) {
+    case_run got;
+    char label[256];
+    tp_status status;
+    bool shares = false;
+    case_label(want->instance, label);
+    case_run_init(&got, want->instance);
+    for (int k = 0; k < want->instance->n_out; k++)
+        if (v.share[k] >= 0) {
+            case_run_share(&got, k, v.share[k]);
+            shares = true;
+        }
+    if (v.omit >= 0) case_run_omit(&got, v.omit);
+    if (case_run_kernel(&got, kernel, threads, &status)) {
+        cr_assert_eq(status, TP_OK, "%s: %s failed: %s", label, kernel->name, tp_error_message());
+        expect_equal(&got, want, kernel->name, label);
+        if (shares)
+            cr_expect(case_run_guards_hold(&got), "%s: %s wrote outside of its outputs", label, kernel->name);
+        else
+            expect_inputs_kept(&got, want, kernel->name, label);
+    }
+    case_run_clear(&got);
+}
+
+static bool can_share(const case_instance *c, int k, int j) {
+    const case_operand *x = &c->operands[j], *y = &c->operands[c->n_in + k];
+    return x->operand.contiguous && x->layout == 0 && x->operand.dtype == y->operand.dtype &&
+           x->operand.rank == y->operand.rank &&
+           memcmp(x->operand.shape, y->operand.shape, sizeof x->operand.shape) == 0;
+}
+
+static void check_variations(const case_run *want, const tpi_kernel *kernel, tpi_threads *threads) {
+    const case_instance *c = want->instance;
+    unsigned flags = tpi_ops[c->from->op].flags;
+    variation v = {{-1, -1, -1}, -1};
+    check_kernel(want, kernel, threads, v);
+    for (int j = 0; j < c->n_in && flags & TPI_FLAG_POINTWISE; j++)
+        if (can_share(c, 0, j)) check_kernel(want, kernel, threads, (variation){{j, -1, -1}, -1});
+    bool any = false;
+    for (int k = 0; k < c->n_out && flags & TPI_FLAG_IN_PLACE; k++) {
+        if (!can_share(c, k, k)) continue;
+        v.share[k] = k;
+        any = true;
+    }
+    if (any) check_kernel(want, kernel, threads, v);
+    for (int k = 0; k < c->n_out && c->n_out > 1 && c->from->op != TPI_ADAMW; k++)
+        check_kernel(want, kernel, threads, (variation){{-1, -1, -1}, k});
+}
+
+static void check_case(const case_instance *instance, tpi_threads *one, tpi_threads *several) {
+    const tpi_kernel *kernels = tpi_backend_cpu()->kernels(instance->from->op);
+    int n = case_kernel_count(instance->from->op);
+    case_run want;
+    tp_status status;
+    case_run_init(&want, instance);
+    case_run_kernel(&want, &kernels[n - 1], one, &status);
+    char label[256];
+    cr_assert_eq(status, TP_OK, "%s: the reference failed: %s", case_label(instance, label),
+                 tp_error_message());
+    cr_expect(case_run_guards_hold(&want), "%s: the reference wrote outside of its outputs", label);
+    for (int k = 0; k < n; k++) {
+        check_variations(&want, &kernels[k], one);
+        check_variations(&want, &kernels[k], several);
+    }
+    case_run_clear(&want);
+}
+
+static void check_cases_of(tp_dtype f) {
+    tpi_threads *one, *several;
+    cr_assert_eq(tpi_threads_create(&one, 1), TP_OK);
+    cr_assert_eq(tpi_threads_create(&several, 3), TP_OK);
+    for (int i = 0; i < op_case_count; i++) {
+        case_instance instance;
+        if (op_cases[i].kind == CASE_SPEED || !reaches_backend(op_cases[i].op)) continue;
+        if (case_instantiate(&op_cases[i], f, &instance)) check_case(&instance, one, several);
+    }
+    tpi_threads_destroy(one);
+    tpi_threads_destroy(several);
+}
+
+Test(ops, kernels_equal_reference_f32, .timeout = 120) {
+    check_cases_of(TP_F32);
+}
+Test(ops, kernels_equal_reference_bf16, .timeout = 120) {
+    check_cases_of(TP_BF16);
+}
+Test(ops, kernels_equal_reference_f16, .timeout = 120) {
+    check_cases_of(TP_F16);
+}
