@@ -45,7 +45,11 @@ int cli_fail(int code, const char *format, ...) __attribute__((format(printf, 2,
  * nothing. */
 int cli_fail_status(tp_status status);
 
-/* Flushes stdout at the end; a full disk turns success into EXIT_FILE, a reader that is gone into nothing. */
+/* Flushes stdout; false if it cannot be written. The reason is kept for cli_close_stdout. */
+bool cli_flush(void);
+
+/* Flushes stdout at the end. A full disk turns success into EXIT_FILE; a reader that is gone needs no words.
+ */
 int cli_close_stdout(int code);
 
 /* ---- memory (memory.c): each ends the program with EXIT_MEMORY when there is none ---- */

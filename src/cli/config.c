@@ -52,7 +52,9 @@ static int set_pair(const reader *r, struct fy_node *key_node, struct fy_node *v
     if (!key) return cli_fail(EXIT_FILE, "%s: a key is no text", r->path);
     const int line = line_of(key_node);
     const option_row *row = option_find(r->table, key, strlen(key));
-    if (!row || row->line_only) return unknown_key(r, key, line);
+    if (!row) return unknown_key(r, key, line);
+    if (row->line_only)
+        return cli_fail(EXIT_USAGE, "%s:%d: %s belongs on the command line", r->path, line, row->name);
     const size_t index = (size_t)(row - r->table->rows);
     if (r->seen[index])
         return cli_fail(EXIT_USAGE, "%s:%d: %s is set twice, by another of its names", r->path, line,
@@ -78,10 +80,11 @@ static int set_all(const reader *r, struct fy_document *document) {
     return 0;
 }
 
+/* No document came of it: for an error, or because the file holds nothing, which sets nothing. */
 static int explain(const char *path, struct fy_diag *diag) {
     void *at = NULL;
     const struct fy_diag_error *error = fy_diag_errors_iterate(diag, &at);
-    if (!error) return cli_fail(EXIT_FILE, "%s: not a YAML file", path);
+    if (!error) return 0;
     return cli_fail(EXIT_FILE, "%s:%d:%d: %s", path, error->line, error->column, error->msg);
 }
 

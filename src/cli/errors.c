@@ -27,7 +27,7 @@ static const int exit_codes[TP_STATUS_COUNT] = {
 int cli_fail(int code, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fflush(stdout);
+    cli_flush();
     fputs("taper: ", stderr);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
@@ -42,10 +42,17 @@ int cli_fail_status(tp_status status) {
     return cli_fail(code, "%s", *message ? message : tp_status_text(status));
 }
 
-int cli_close_stdout(int code) {
+static int stdout_error; /* errno of the first failure; 0: none */
+
+bool cli_flush(void) {
     errno = 0;
-    const bool failed = fflush(stdout) != 0 || ferror(stdout);
-    if (!failed || code != EXIT_OK) return code;
-    if (errno == EPIPE) return EXIT_FAILED;
-    return cli_fail(EXIT_FILE, "standard output: %s", errno ? strerror(errno) : "could not be written");
+    if (fflush(stdout) == 0 && !ferror(stdout)) return true;
+    if (!stdout_error) stdout_error = errno ? errno : EIO;
+    return false;
+}
+
+int cli_close_stdout(int code) {
+    if (cli_flush() || code != EXIT_OK) return code;
+    if (stdout_error == EPIPE) return EXIT_FAILED;
+    return cli_fail(EXIT_FILE, "standard output: %s", strerror(stdout_error));
 }

@@ -167,8 +167,8 @@ static void interrupt(void) {
 /* Ends generation when the text cannot be written: main says why. */
 static bool print_piece(void *user, int32_t id, const char *text, size_t length) {
     (void)user, (void)id;
-    if (length > 0 && (fwrite(text, 1, length, stdout) != length || fflush(stdout) != 0)) return false;
-    return !interrupted;
+    fwrite(text, 1, length, stdout);
+    return cli_flush() && !interrupted;
 }
 
 static void print_stats(const tp_generate_stats *stats) {

@@ -29,7 +29,7 @@ void progress_begin(progress *p) {
 void progress_end(progress *p) {
     if (p->line_shown) putchar('\n');
     p->line_shown = false;
-    fflush(stdout);
+    cli_flush();
 }
 
 static void draw_bar(char *out, int width, int64_t done, int64_t all) {
@@ -45,11 +45,11 @@ static void draw_live(progress *p, const tp_train_record *r) {
     draw_bar(bar, 20, r->iter, r->iters);
     const int width = terminal_width() - 1; /* the last column would wrap on some terminals */
     snprintf(line, width < 1 ? 1 : (size_t)width + 1,
-             "%s %lld/%lld  loss %.3f  lr %.2e  %.0f tokens/s  ETA %s", bar, (long long)r->iter,
-             (long long)r->iters, p->last_loss, r->lr, r->tokens_per_second, eta);
+             "%s %lld/%lld  loss %.3f  ETA %s  lr %.2e  %.0f tokens/s", bar, (long long)r->iter,
+             (long long)r->iters, p->last_loss, eta, r->lr, r->tokens_per_second);
     printf("\r%s\033[K", line);
     p->line_shown = true;
-    fflush(stdout);
+    cli_flush();
 }
 
 static void show_step(progress *p, const tp_train_record *r) {
@@ -90,5 +90,5 @@ void progress_event(void *user, const tp_train_record *r) {
         printf("Iter %lld: Skipped, the loss or a gradient is not finite (%lld so far)\n", iter,
                (long long)r->skipped);
     if (r->event == TP_TRAIN_SAVED) printf("Iter %lld: Saved %s\n", iter, r->path);
-    fflush(stdout);
+    cli_flush();
 }

@@ -310,7 +310,7 @@ static int dry_run(tp_trainer *trainer) {
 
 static int run(tp_trainer *trainer, const arguments *a, progress *p) {
     print_plan(trainer);
-    fflush(stdout);
+    cli_flush();
     running = trainer;
     on_interrupt(stop_running);
     progress_begin(p);
