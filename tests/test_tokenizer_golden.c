@@ -119,7 +119,7 @@ static void check_decode_case(tp_tokenizer *t, const char *name, size_t row, tpi
 }
 
 static void check_golden(const char *folder) {
-    char path[512];
+    char path[600]; /* the folder and a name */
     tpi_json_doc *doc;
     tpi_json list;
     tp_tokenizer *t;

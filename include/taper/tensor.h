@@ -6,9 +6,10 @@
  *
  *     const int64_t shape[] = {2, 3};
  *     const float values[] = {1, 2, 3, 4, 5, 6};
- *     tp_tensor *x, *y;
- *     tp_tensor_from_data(tp_device_cpu(ctx), TP_F32, 2, shape, values, &x);
- *     tp_tensor_matmul_... (taper/eager.h)
+ *     float back[6];
+ *     tp_tensor *x;
+ *     if (tp_tensor_from_data(tp_device_cpu(ctx), TP_F32, 2, shape, values, &x) != TP_OK) return 1;
+ *     if (tp_tensor_read(x, TP_F32, back, sizeof back) != TP_OK) return 1;
  *     tp_tensor_release(x);
  */
 #ifndef TAPER_TENSOR_H

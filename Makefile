@@ -1,0 +1,76 @@
+# One command a task; each installs what it needs, configures and builds first. The build itself is CMake's: see
+# CMakePresets.json.
+
+JOBS ?= $(shell nproc)
+# Tests and kernels share the processors: half as many tests at a time as there are processors.
+CTEST_JOBS ?= $(shell expr \( $(JOBS) + 1 \) / 2)
+FUZZ_SECONDS ?= 600
+CTEST = ctest --output-on-failure -j$(CTEST_JOBS) --test-dir
+
+.PHONY: help build test demo bench test-sanitize test-thread test-reference test-clang fuzz golden format docs clean
+.DEFAULT_GOAL := help
+
+help: ## list the tasks
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
+
+build: ## libtaper.so and the taper command, in build/
+	tools/install-deps.sh build
+	cmake --preset release -DTAPER_TESTS=OFF
+	cmake --build build -j$(JOBS)
+
+test: ## build and run every test
+	tools/install-deps.sh test
+	cmake --preset release -DTAPER_TESTS=ON
+	cmake --build build -j$(JOBS)
+	$(CTEST) build
+
+demo: build ## fine-tune the shipped model on the verses, show it before and after
+	tools/demo.sh
+
+bench: build ## the benchmarks, on the terminal and as JSON in build/bench
+	bench/run.sh
+
+test-sanitize: ## the tests under the address and undefined-behaviour sanitizers
+	tools/install-deps.sh test
+	cmake --preset sanitize
+	cmake --build build/sanitize -j$(JOBS)
+	$(CTEST) build/sanitize
+
+test-thread: ## the programs tests/tsan_*.c under the thread sanitizer
+	tools/install-deps.sh test
+	cmake --preset thread
+	cmake --build build/thread -j$(JOBS) --target tsan
+	$(CTEST) build/thread
+
+test-reference: ## the tests without taper's own vector kernels
+	tools/install-deps.sh test
+	cmake --preset reference
+	cmake --build build/reference -j$(JOBS)
+	$(CTEST) build/reference
+
+test-clang: ## the tests as clang builds them
+	tools/install-deps.sh ci
+	cmake --preset clang
+	cmake --build build/clang -j$(JOBS)
+	$(CTEST) build/clang
+
+fuzz: ## each fuzz target for FUZZ_SECONDS seconds
+	tools/install-deps.sh ci
+	cmake --preset fuzz
+	cmake --build build/fuzz -j$(JOBS) --target fuzz
+	tools/fuzz.sh build/fuzz $(FUZZ_SECONDS)
+
+golden: ## make the golden files again (installs PyTorch into build/golden-venv)
+	python3 tests/golden/make_golden.py
+	python3 tests/golden/make_tokenizer_golden.py
+
+format: ## format the C sources in place
+	tools/install-deps.sh test
+	tools/checks/format.sh -i
+
+docs: ## the reference of the interface, in build/doxygen
+	tools/install-deps.sh ci
+	doxygen docs/Doxyfile
+
+clean: ## remove build/
+	rm -rf build
