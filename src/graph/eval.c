@@ -3,11 +3,13 @@
 #include "graph/run.h"
 #include "core/alloc.h"
 
+#include <limits.h>
 #include <string.h>
 
 typedef struct evaluation {
     tp_graph *graph;
     tpi_order order;
+    uint32_t n_wanted;   /* outputs that the caller asked for; further ones follow */
     tpi_plan *plan;      /* owned */
     tpi_storage **fresh; /* one for each result buffer; owned */
     tp_tensor **results; /* one for each output; owned */
@@ -19,6 +21,37 @@ static tp_lazy *leaf_node(const evaluation *e, uint32_t leaf) {
 }
 
 /* ---- before running ---- */
+
+static tp_status check_outputs(const tp_graph *graph, tp_lazy *const *outputs, int n) {
+    for (int i = 0; i < n; i++) {
+        if (!outputs[i]) return tpi_fail(TP_EINVAL, "eval: output %d is NULL", i);
+        if (outputs[i]->graph != graph)
+            return tpi_fail(TP_EGRAPH, "eval: output %d belongs to another graph", i);
+        if (outputs[i]->generation != graph->generation)
+            return tpi_fail(TP_EGRAPH, "eval: output %d was recorded before the graph was reset", i);
+    }
+    return TP_OK;
+}
+
+/* An evaluated operation is a leaf and cannot run again, so its further outputs that were recorded are
+ * evaluated with output 0. */
+static tp_status add_parts(tp_graph *graph, tp_lazy *const **outputs, int *n) {
+    size_t total = (size_t)*n;
+    for (int i = 0; i < *n; i++)
+        for (tp_lazy *part = (*outputs)[i]->parts; part && !(*outputs)[i]->value; part = part->parts)
+            total += !part->value;
+    if (total == (size_t)*n) return TP_OK;
+    if (total > INT_MAX) return tpi_fail(TP_EINVAL, "eval: %zu outputs are too many", total);
+    TPI_TRY(tpi_grow(&graph->outputs, &graph->outputs_capacity, total, sizeof(tp_lazy *)));
+    memcpy(graph->outputs, *outputs, (size_t)*n * sizeof(tp_lazy *));
+    tp_lazy **next = graph->outputs + *n;
+    for (int i = 0; i < *n; i++)
+        for (tp_lazy *part = (*outputs)[i]->parts; part && !(*outputs)[i]->value; part = part->parts)
+            if (!part->value) *next++ = part;
+    *outputs = graph->outputs;
+    *n = (int)total;
+    return TP_OK;
+}
 
 static tp_status check_leaves(const evaluation *e) {
     for (uint32_t i = 0; i < e->plan->n_leaves; i++) {
@@ -48,6 +81,9 @@ static tp_status find_plan(tp_graph *graph, tp_lazy *const *outputs, int n, eval
     if (graph->status != TP_OK) return tpi_fail(graph->status, "%s", graph->message);
     if (n < 0 || (n > 0 && !outputs)) return tpi_fail(TP_EINVAL, "eval: outputs is NULL");
     e->graph = graph;
+    e->n_wanted = (uint32_t)n;
+    TPI_TRY(check_outputs(graph, outputs, n));
+    TPI_TRY(add_parts(graph, &outputs, &n));
     TPI_TRY(tpi_linearise(graph, outputs, n, &e->order));
     return tpi_plan_find(graph, &e->order, &e->plan);
 }
@@ -97,6 +133,7 @@ static tp_status prepare(tp_graph *graph, tp_lazy *const *outputs, int n, evalua
     TPI_TRY(check_leaves(e));
     TPI_TRY(check_limit(graph->context, e->plan));
     TPI_TRY(reserve_pointers(e));
+    TPI_TRY(tpi_leaves_reserve(graph, (size_t)e->plan->n_results + e->plan->n_assigned));
     TPI_TRY(make_results(e));
     log_memory(graph->context, e->plan);
     for (uint32_t i = 0; i < e->plan->n_leaves; i++)
@@ -116,14 +153,13 @@ static void discard(evaluation *e) {
 /* Hands out results; outputs and assignments become leaves. Nothing here can fail. */
 static void commit(evaluation *e, tp_tensor **results) {
     tp_graph *graph = e->graph;
-    for (uint32_t i = 0; i < e->plan->n_assigned; i++)
-        leaf_node(e, e->plan->assigned[i])->value->storage->version++;
     for (uint32_t i = 0; i < e->plan->n_assigned; i++) {
-        tp_lazy *node = graph->nodes[graph->assigned[i]];
-        tpi_node_become_leaf(node, tp_tensor_retain(leaf_node(e, e->plan->assigned[i])->value));
+        tp_tensor *state = leaf_node(e, e->plan->assigned[i])->value;
+        state->storage->version++; /* of two assignments to one state, the first is stale at once */
+        tpi_node_become_leaf(graph->nodes[graph->assigned[i]], tp_tensor_retain(state));
     }
     for (uint32_t i = 0; i < e->plan->n_results; i++) {
-        if (results) results[i] = tp_tensor_retain(e->results[i]);
+        if (results && i < e->n_wanted) results[i] = tp_tensor_retain(e->results[i]);
         if (!e->order.outputs[i]->value)
             tpi_node_become_leaf(e->order.outputs[i], tp_tensor_retain(e->results[i]));
     }

@@ -40,6 +40,7 @@ void tp_graph_destroy(tp_graph *graph) {
     tpi_free(graph->assigned);
     tpi_free(graph->marks);
     tpi_free(graph->order);
+    tpi_free(graph->outputs);
     tpi_free(graph->pointers);
     tpi_plan_release(graph->last_plan);
     tpi_free(graph);

@@ -42,6 +42,8 @@ struct tp_graph {
     size_t marks_capacity;
     tp_lazy **order;
     size_t order_capacity;
+    tp_lazy **outputs; /* of an evaluation, where they are more than were asked for */
+    size_t outputs_capacity;
     void **pointers; /* an evaluation's: slots, leaves, buffers */
     size_t pointers_capacity;
     struct tpi_plan *last_plan; /* owned: the plan used last, tried before the cache */
@@ -49,6 +51,9 @@ struct tp_graph {
     tp_status status;
     char message[512];
 };
+
+/* Makes room for so many leaves more, so that nodes can become leaves without failing. */
+tp_status tpi_leaves_reserve(tp_graph *graph, size_t more);
 
 /* Makes an evaluated node a leaf that owns `value` (consumed). */
 void tpi_node_become_leaf(tp_lazy *node, tp_tensor *value);

@@ -25,6 +25,7 @@ typedef struct tpi_value {
     tpi_operand operand;
 
     bool shared; /* leaf: another leaf of this plan has the same storage */
+    bool result; /* root: an output has its memory */
 
     /* of roots, set by placement */
     uint32_t place, index; /* tpi_where; leaf or buffer number */

@@ -187,14 +187,18 @@ static tp_status lower_node(lowering *low, const tp_lazy *node, uint32_t positio
 /* ---- outputs and assignments ---- */
 
 /* The value that serves an output. Results are row-major and share memory with nothing but a leaf asked for
- * itself, so a view is copied if it is strided, shows a leaf, or keeps more than twice its bytes alive. */
+ * itself. So a value is copied if another output has its memory, and a view if it is strided, shows a leaf,
+ * or keeps more than twice its bytes alive. */
 static tp_status lower_output(lowering *low, const tp_lazy *node, uint32_t *out) {
     tpi_ir *ir = low->ir;
     *out = low->value_of[node->id - low->base];
     const tpi_value *value = &ir->values[*out], *root = &ir->values[value->root];
-    bool of_leaf = value->kind == TPI_VALUE_VIEW && root->kind == TPI_VALUE_LEAF;
-    if (of_leaf || !value->operand.contiguous || value->operand.count * 2 < root->operand.count)
-        if (value->kind == TPI_VALUE_VIEW) TPI_TRY(add_copy(ir, *out, out));
+    if (value->kind != TPI_VALUE_LEAF) {
+        bool unfit = root->kind == TPI_VALUE_LEAF || !value->operand.contiguous ||
+                     value->operand.count * 2 < root->operand.count;
+        if (unfit || root->result) TPI_TRY(add_copy(ir, *out, out));
+        ir->values[ir->values[*out].root].result = true;
+    }
     ir->values[*out].uses++;
     return TP_OK;
 }

@@ -40,6 +40,7 @@ struct tp_lazy {
     uint32_t segment;      /* recompute segment, 0: none */
     uint32_t record_words; /* size of the record behind its head */
     tp_lazy *sibling;      /* leaves: the next leaf of the same storage */
+    tp_lazy *parts;        /* its further outputs, from the last recorded on; a further output's: the rest */
     tp_lazy *next_valued;  /* the next node of the graph that owns a tensor */
     tpi_record record;
 };

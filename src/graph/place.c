@@ -84,6 +84,20 @@ static bool assigned_elsewhere(const tpi_ir *ir, uint32_t leaf) {
     return times > 1;
 }
 
+/* Whether `inst` may write its output `root` over the state `leaf`, which it may read. One that can fail
+ * checks before it writes only where it reads what it writes over. */
+static bool may_replace(const tpi_ir *ir, const tpi_inst *inst, uint32_t root, const tpi_value *leaf) {
+    bool reads = false;
+    int out = 0;
+    while (inst->out[out] == TPI_NO_VALUE || ir->values[inst->out[out]].root != root) out++;
+    for (uint32_t k = 0; k < inst->n_in; k++) {
+        if (ir->values[inst->in[k]].root != leaf->root) continue;
+        if (!may_overwrite(ir, inst, out, k)) return false;
+        reads = true;
+    }
+    return reads || !(tpi_ops[inst->op].flags & TPI_FLAG_CAN_FAIL);
+}
+
 /* Whether the producer of assignment a's value may write the state itself: the state is read by nobody later,
  * nothing can fail any more, and nobody else needs the value apart. */
 static bool may_write_state(const tpi_ir *ir, const tpi_assignment *a, uint32_t last_failing) {
@@ -94,16 +108,8 @@ static bool may_write_state(const tpi_ir *ir, const tpi_assignment *a, uint32_t 
         return false;
     if (assigned_elsewhere(ir, a->leaf)) return false;
     uint32_t i = root->producer;
-    const tpi_inst *inst = &ir->insts[i];
     if (i < last_failing || leaf->last_use > i) return false;
-    for (uint32_t k = 0; k < inst->n_in; k++) {
-        if (ir->values[inst->in[k]].root != value->root && ir->values[inst->in[k]].root == leaf->root) {
-            int out = 0;
-            while (ir->values[inst->out[out]].root != value->root) out++;
-            if (!may_overwrite(ir, inst, out, k)) return false;
-        }
-    }
-    return true;
+    return may_replace(ir, &ir->insts[i], value->root, leaf);
 }
 
 /* State that is assigned in this plan and is itself an assigned value must be read before any commit. */

@@ -67,7 +67,7 @@ typedef struct tpi_order {
     uint64_t hash;
 } tpi_order;
 
-/* Collects what evaluating `outputs` and the graph's pending assignments needs. */
+/* Collects what evaluating `outputs`, which are nodes of the graph, and its pending assignments needs. */
 tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_order *order);
 
 /* Whether `plan` was made for exactly this recording, and the key itself, into the plan's memory. */

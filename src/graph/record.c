@@ -93,14 +93,6 @@ static void set_value(tp_lazy *node, tp_tensor *value) {
     node->graph->valued = node;
 }
 
-void tpi_node_become_leaf(tp_lazy *node, tp_tensor *value) {
-    node->record.op = TPI_LEAF;
-    node->record.n_in = node->record.n_attr = 0;
-    node->record_words = node->record.rank;
-    hash_node(node);
-    set_value(node, value);
-}
-
 /* ---- operations ---- */
 
 static tp_status check_operands(tp_graph *graph, const tpi_op_desc *desc, tp_lazy *const *inputs, int n_in) {
@@ -190,6 +182,8 @@ tp_lazy *tpi_record_part(tp_lazy *producer, int index) {
     if (!node) return fail_operation(graph, TPI_PART, status == TP_OK ? TP_ENOMEM : status);
     node->record.words[out.rank] = node->id - producer->id; /* one distance, padded */
     node->record.words[out.rank + 1] = (uint64_t)index;
+    node->parts = producer->parts;
+    producer->parts = node;
     return append(graph, node);
 }
 
@@ -203,10 +197,12 @@ static tpi_leaf_entry *leaf_entry(const tp_graph *graph, const tpi_storage *stor
     return &map->entries[i];
 }
 
-static tp_status leaf_map_reserve(tp_graph *graph) {
+tp_status tpi_leaves_reserve(tp_graph *graph, size_t more) {
     tpi_leaf_map old = graph->leaves;
-    if (old.count * 2 < old.capacity) return TP_OK;
-    tpi_leaf_map larger = {NULL, old.capacity ? old.capacity * 2 : LEAF_MAP_START, old.count};
+    size_t capacity = old.capacity ? old.capacity : LEAF_MAP_START;
+    while ((old.count + more) * 2 > capacity) capacity *= 2;
+    if (capacity == old.capacity) return TP_OK;
+    tpi_leaf_map larger = {NULL, capacity, old.count};
     if (!(larger.entries = tpi_calloc(larger.capacity, sizeof *larger.entries))) return TP_ENOMEM;
     graph->leaves = larger;
     for (size_t i = 0; i < old.capacity; i++)
@@ -214,6 +210,21 @@ static tp_status leaf_map_reserve(tp_graph *graph) {
             *leaf_entry(graph, old.entries[i].storage) = old.entries[i];
     tpi_free(old.entries);
     return TP_OK;
+}
+
+static void enter_leaf(tp_graph *graph, tpi_leaf_entry *entry, tp_lazy *leaf) {
+    graph->leaves.count += entry->generation != graph->generation;
+    *entry = (tpi_leaf_entry){leaf->value->storage, leaf, graph->generation};
+}
+
+/* The storage is fresh, or its older leaves are stale: the node takes the place of the first leaf. */
+void tpi_node_become_leaf(tp_lazy *node, tp_tensor *value) {
+    node->record.op = TPI_LEAF;
+    node->record.n_in = node->record.n_attr = 0;
+    node->record_words = node->record.rank;
+    hash_node(node);
+    set_value(node, value);
+    enter_leaf(node->graph, leaf_entry(node->graph, value->storage), node);
 }
 
 static tp_lazy *new_leaf(tp_graph *graph, tp_tensor *tensor, const tp_lazy *first) {
@@ -239,7 +250,7 @@ tp_lazy *tp_lazy_from_tensor(tp_graph *graph, tp_tensor *tensor) {
     if (tensor->storage->device->context != graph->context)
         return tpi_graph_fail(graph, TP_EGRAPH, "leaf (call %zu): the tensor belongs to another context",
                               graph->count);
-    if (leaf_map_reserve(graph) != TP_OK) return stick(graph, TP_ENOMEM);
+    if (tpi_leaves_reserve(graph, 1) != TP_OK) return stick(graph, TP_ENOMEM);
     tpi_leaf_entry *entry = leaf_entry(graph, tensor->storage);
     bool known = entry->generation == graph->generation;
     for (tp_lazy *leaf = known ? entry->leaf : NULL; leaf; leaf = leaf->sibling)
@@ -250,8 +261,7 @@ tp_lazy *tp_lazy_from_tensor(tp_graph *graph, tp_tensor *tensor) {
         leaf->sibling = entry->leaf->sibling;
         entry->leaf->sibling = leaf;
     } else {
-        *entry = (tpi_leaf_entry){tensor->storage, leaf, graph->generation};
-        graph->leaves.count++;
+        enter_leaf(graph, entry, leaf);
     }
     return leaf;
 }
