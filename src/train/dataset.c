@@ -58,6 +58,7 @@ uint64_t tpi_dataset_hash(const tpi_dataset *data) {
 
 static tp_status append(tpi_dataset *data, const int32_t *ids, size_t count, bool trained) {
     size_t wanted;
+    if (count == 0) return TP_OK;
     if (!tpi_add_size(data->count, count, &wanted))
         return tpi_fail(TP_ENOMEM, "out of memory: too many tokens");
     TPI_TRY(tpi_grow(&data->tokens, &data->token_capacity, wanted, sizeof *data->tokens));
