@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <libfyaml.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct reader {

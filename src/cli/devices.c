@@ -16,8 +16,8 @@ static int list_devices(const session *s) {
 
 int devices_command(int argc, char **argv) {
     session_options options = SESSION_OPTIONS_INIT;
-    const option_table table = {
-        "devices", "List the devices that taper can compute on.", NULL, 0, sizeof options, NULL, NULL};
+    const option_table table = {"devices", "List the devices that taper can compute on.", NULL, 0, NULL,
+                                NULL};
     int code = options_parse(&table, argc, argv, &options);
     if (code != OPTIONS_GO) return code;
     session s;

@@ -13,27 +13,18 @@ typedef struct arguments {
     session_options session;
 } arguments;
 
-#define AT(field) offsetof(arguments, field)
+#define ROW(kind, name, field, value, ...) OPTION_ROW(kind, name, arguments, field, value, __VA_ARGS__)
 
 static const option_row rows[] = {
-    {.kind = OPTION_TEXT,
-     .name = "model",
-     .letter = 'm',
-     .offset = AT(model),
-     .value = "DIR",
-     .help = "The model's directory"},
-    {.kind = OPTION_FLAG, .name = "json", .offset = AT(json), .bare = "true", .help = "Print JSON"},
+    ROW(TEXT, "model", model, "DIR", "The model's directory", .letter = 'm'),
+    ROW(FLAG, "json", json, NULL, "Print JSON", .bare = "true"),
     SESSION_ROWS(arguments, session),
 };
 
 static const option_table table = {
-    "info",
-    "Say what a model is, which layers an adapter can target, and what memory it takes.",
-    rows,
-    sizeof rows / sizeof *rows,
-    sizeof(arguments),
-    "model",
-    NULL};
+    "info",  "Say what a model is, which layers an adapter can target, and what memory it takes.",
+    rows,    sizeof rows / sizeof *rows,
+    "model", NULL};
 
 /* ---- memory ---- */
 

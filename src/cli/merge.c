@@ -12,55 +12,27 @@ typedef struct arguments {
     session_options session;
 } arguments;
 
-#define AT(field) offsetof(arguments, field)
+#define ROW(kind, name, field, value, ...) OPTION_ROW(kind, name, arguments, field, value, __VA_ARGS__)
 
 static const char *const dtypes[] = {"keep", "f32", "bf16", "f16", NULL};
 _Static_assert(TP_F32 == 0 && TP_BF16 == 1 && TP_F16 == 2, "the choices are dtypes, one further on");
 
 static const option_row rows[] = {
-    {.kind = OPTION_TEXT,
-     .name = "model",
-     .letter = 'm',
-     .offset = AT(model),
-     .value = "DIR",
-     .help = "The model's directory"},
-    {.kind = OPTION_REPEATED,
-     .name = "adapter",
-     .letter = 'a',
-     .offset = AT(adapters),
-     .value = "DIR[:SCALE]",
-     .aliases = "adapter-path",
-     .help = "An adapter, and how strongly it acts (1 as trained); several add up"},
-    {.kind = OPTION_TEXT,
-     .name = "out",
-     .letter = 'o',
-     .offset = AT(out),
-     .value = "DIR",
-     .aliases = "save-path",
-     .help = "The directory to write"},
-    {.kind = OPTION_CHOICE,
-     .name = "dtype",
-     .offset = AT(dtype),
-     .choices = dtypes,
-     .value = "NAME",
-     .help = "Of the weights: keep (each as it was), f32, bf16 or f16"},
-    {.kind = OPTION_TEXT,
-     .name = "config",
-     .letter = 'c',
-     .offset = AT(config),
-     .value = "FILE",
-     .line_only = true,
-     .help = "Read options from a YAML file; the command line beats it"},
+    ROW(TEXT, "model", model, "DIR", "The model's directory", .letter = 'm'),
+    ROW(REPEATED, "adapter", adapters, "DIR[:SCALE]",
+        "An adapter, and how strongly it acts (1 as trained); several add up", .letter = 'a',
+        .aliases = "adapter-path"),
+    ROW(TEXT, "out", out, "DIR", "The directory to write", .letter = 'o', .aliases = "save-path"),
+    ROW(CHOICE, "dtype", dtype, "NAME", "Of the weights: keep (each as it was), f32, bf16 or f16",
+        .choices = dtypes),
+    ROW(TEXT, "config", config, "FILE", "Read options from a YAML file; the command line beats it",
+        .letter = 'c', .line_only = true),
     SESSION_ROWS(arguments, session),
 };
 
-static const option_table table = {"merge",
-                                   "Write a model directory with adapters merged into the weights.",
-                                   rows,
-                                   sizeof rows / sizeof *rows,
-                                   sizeof(arguments),
-                                   NULL,
-                                   "config"};
+static const option_table table = {"merge", "Write a model directory with adapters merged into the weights.",
+                                   rows,    sizeof rows / sizeof *rows,
+                                   NULL,    "config"};
 
 static bool same_directory(const char *a, const char *b) {
     char real_a[PATH_MAX], real_b[PATH_MAX];

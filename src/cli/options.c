@@ -5,7 +5,6 @@
 #include "options.h"
 
 #include <argp.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define FIRST_KEY 256 /* above every letter */

@@ -36,11 +36,20 @@ typedef struct option_row {
     bool line_only;             /* not in a file */
 } option_row;
 
+/* A row for `field` of the structure `type`; behind the help stand further members, as `.letter = 'm'`. */
+#define OPTION_ROW(kind_, name_, type_, field_, value_, ...)                                                 \
+    {                                                                                                        \
+        .kind = OPTION_##kind_, .name = name_, .offset = offsetof(type_, field_), .value = value_,           \
+        .help = __VA_ARGS__                                                                                  \
+    }
+
+#define OPTION_GROUP(heading)                                                                                \
+    { .kind = OPTION_HEADING, .help = heading }
+
 typedef struct option_table {
     const char *command, *summary;
     const option_row *rows;
     size_t count;
-    size_t values_size;     /* of the structure */
     const char *positional; /* the option that a bare argument stands for; NULL: none may be given */
     const char *config;     /* the option that names a configuration file; NULL: none */
 } option_table;

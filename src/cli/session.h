@@ -19,20 +19,10 @@ typedef struct session_options {
 
 /* The rows of an option table for the session_options at `field` of the structure `type`. */
 #define SESSION_ROWS(type, field)                                                                            \
-    {.kind = OPTION_TEXT,                                                                                    \
-     .name = "device",                                                                                       \
-     .offset = offsetof(type, field.device),                                                                 \
-     .value = "NAME",                                                                                        \
-     .help = "auto, cpu, or cuda:N"},                                                                        \
-        {.kind = OPTION_INT,                                                                                 \
-         .name = "threads",                                                                                  \
-         .offset = offsetof(type, field.threads),                                                            \
-         .value = "N",                                                                                       \
-         .help = "Threads of the CPU; 0: all"},                                                              \
-    {                                                                                                        \
-        .kind = OPTION_BYTES, .name = "mem-limit", .offset = offsetof(type, field.memory_limit),             \
-        .value = "SIZE", .help = "Fail early where more memory is needed than, say, 4GiB"                    \
-    }
+    OPTION_ROW(TEXT, "device", type, field.device, "NAME", "auto, cpu, or cuda:N"),                          \
+        OPTION_ROW(INT, "threads", type, field.threads, "N", "Threads of the CPU; 0: all"),                  \
+        OPTION_ROW(BYTES, "mem-limit", type, field.memory_limit, "SIZE",                                     \
+                   "Fail early where more memory is needed than, say, 4GiB")
 
 typedef struct session {
     tp_context *context;
