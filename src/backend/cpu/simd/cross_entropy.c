@@ -70,11 +70,12 @@ static void grad_rows(const row_range *range) {
             memset(dx, 0, sizeof(float) * (size_t)range->n);
         } else {
             vf top = v_set(lse[row]), scale = v_set(d);
-            float own = x[label];
+            bool known = label >= 0 && label < range->n;
+            float own = known ? x[label] : 0.0f;
             FOR_VECTORS(i, part, range->n) {
                 v_put(dx, TP_F32, i, v_exp(row_get(x, i, part) - top) * scale, part);
             }
-            dx[label] = expm1f(own - lse[row]) * d;
+            if (known) dx[label] = expm1f(own - lse[row]) * d;
         }
         row_done(range, 0, row, DX);
     }

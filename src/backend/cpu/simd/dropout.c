@@ -42,7 +42,8 @@ static void dropout_range(void *arg, int64_t begin, int64_t end) {
         int64_t n = least(TILE, end - at);
         TPI_SIMD(to_f32)(tpi_in(launch, 0), x_type, at, n, x);
         FOR_VECTORS(i, part, n) {
-            vi bits = first_word(seed, lanes + v_seti((int32_t)(uint32_t)(at + i)), attr->stream);
+            vi bits =
+                first_word(seed, (vi)((vu)lanes + (vu)v_seti((int32_t)(uint32_t)(at + i))), attr->stream);
             vf u = v_to_float((bits >> 8) & v_seti(0xffffff));
             v_put(x, TP_F32, i, v_blend(v_lt(u, limit), v_set(0.0f), row_get(x, i, part) * scale), part);
         }

@@ -87,7 +87,7 @@ INLINE vf v_sums(vf r[VW]) {
 }
 
 static inline vi v_mul_low(vi a, uint32_t m) {
-    return a * v_seti((int32_t)m);
+    return (vi)((vu)a * (vu)v_seti((int32_t)m));
 }
 
 static inline vf v_abs(vf x) {
@@ -138,7 +138,7 @@ static inline vf v_sigmoid(vf x) {
 static inline vf v_log(vf x) {
     vm small = v_lt(x, v_set(1.17549435e-38f)); /* subnormal, zero or negative */
     vf scaled = v_blend(small, x * v_set(8388608.0f), x);
-    vi bits = (vi)scaled - v_seti(0x3f3504f3);
+    vi bits = (vi)((vu)scaled - (vu)v_seti(0x3f3504f3));
     vf e = v_to_float(bits >> 23) - v_blend(small, v_set(23.0f), v_set(0.0f));
     vf f = (vf)((bits & v_seti(0x7fffff)) + v_seti(0x3f3504f3)) - v_set(1.0f);
     vf s = f / (f + v_set(2.0f)), z = s * s;
@@ -172,7 +172,8 @@ static inline void v_sincos(vf x, vf *sine, vf *cosine) {
     c = v_fma(c, z, v_set(1.0f));
     vi quadrant = v_to_int(q);
     vm swap = v_ne(v_to_float(quadrant & v_seti(1)), v_set(0.0f));
-    vi s_sign = (quadrant & v_seti(2)) << 30, c_sign = ((quadrant + v_seti(1)) & v_seti(2)) << 30;
+    vi s_sign = (vi)((vu)(quadrant & v_seti(2)) << 30);
+    vi c_sign = (vi)((vu)((quadrant + v_seti(1)) & v_seti(2)) << 30);
     *sine = (vf)((vi)v_blend(swap, c, s) ^ s_sign);
     *cosine = (vf)((vi)v_blend(swap, s, c) ^ c_sign);
 }

@@ -7,7 +7,8 @@
 #define VW 8
 typedef __m256 vf;
 typedef int32_t vi __attribute__((vector_size(32)));
-typedef __m256 vm; /* all ones where true */
+typedef uint32_t vu __attribute__((vector_size(32))); /* arithmetic that wraps */
+typedef __m256 vm;                                    /* all ones where true */
 
 static inline __m256i v_first(int64_t n) {
     static const int32_t table[16] = {-1, -1, -1, -1, -1, -1, -1, -1};

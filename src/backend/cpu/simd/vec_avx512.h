@@ -7,6 +7,7 @@
 #define VW 16
 typedef __m512 vf;
 typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64))); /* arithmetic that wraps */
 typedef __mmask16 vm;
 
 static inline vm v_first(int64_t n) {
