@@ -63,7 +63,7 @@ static tp_status rms_norm(const tpi_launch *launch) {
 static void add_rms_norm_rows(const tpi_launch *launch, int64_t begin, int64_t end, int piece) {
     (void)piece;
     const tpi_operand *sum_operand = tpi_out_operand(launch->step, 1);
-    tp_dtype dtype = (tp_dtype)sum_operand->dtype;
+    tp_dtype dtype = (tp_dtype)tpi_in_operand(launch->step, 0)->dtype; /* the sum may be unwanted */
     tpi_vec weight = weight_or_one(launch, 2);
     tpi_walk walk = walk_rows(launch, 2);
     tpi_walk_add(&walk, sum_operand, tpi_out(launch, 1), 0);
