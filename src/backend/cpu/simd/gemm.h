@@ -17,10 +17,6 @@
 #define MR 6
 #endif
 #define NR (2 * VW)
-#if defined(__aarch64__)
-#undef MR
-#define MR 12
-#endif
 
 typedef struct tpi_matrix { /* element (i, j) stands at i·rs + j·cs */
     const void *data;

@@ -4,12 +4,9 @@ file(GLOB TAPER_SIMD_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*.c)
 set(TAPER_SIMD_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(TAPER_SIMD_FLAGS_avx512 ${TAPER_SIMD_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
                             -mprefer-vector-width=512)
-set(TAPER_SIMD_FLAGS_neon)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(TAPER_SIMD_ISAS avx512 avx2)
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
-  set(TAPER_SIMD_ISAS neon)
 else()
   set(TAPER_SIMD_ISAS)
 endif()

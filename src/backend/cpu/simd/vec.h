@@ -28,8 +28,6 @@
 #include "backend/cpu/simd/vec_avx512.h"
 #elif defined(__AVX2__)
 #include "backend/cpu/simd/vec_avx2.h"
-#elif defined(__aarch64__)
-#include "backend/cpu/simd/vec_neon.h"
 #endif
 
 static inline int64_t least(int64_t a, int64_t b) {
