@@ -500,6 +500,40 @@ Test(run, eight_times_one_equals_one_times_eight) {
                   many.losses[i], one.losses[i]);
 }
 
+/* What lives, at step 20 and at every step from there on. */
+typedef struct footprint {
+    tp_context *ctx;
+    int64_t allocations;
+    uint64_t tensors, bytes;
+} footprint;
+
+static void compare_footprint(void *user, const tp_train_record *record) {
+    footprint *first = user;
+    tp_context_stats stats;
+    if (record->event != TP_TRAIN_STEP || record->iter < 20) return;
+    tp_context_get_stats(first->ctx, &stats);
+    if (record->iter == 20)
+        *first = (footprint){first->ctx, tpi_alloc_live(), stats.tensors, stats.memory_now};
+    cr_expect_eq(tpi_alloc_live(), first->allocations, "step %lld", (long long)record->iter);
+    cr_expect_eq(stats.tensors, first->tensors, "step %lld", (long long)record->iter);
+    cr_expect_leq(stats.memory_now, first->bytes, "step %lld", (long long)record->iter);
+}
+
+Test(run, memory_stays_flat_over_many_steps) {
+    footprint first = {.ctx = make_context()};
+    tp_trainer *trainer;
+    tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
+    options.iters = 300;
+    options.save_every = 0;
+    options.eval_every = 0;
+    options.on_event = compare_footprint;
+    options.user = &first;
+    must(tp_trainer_create(&trainer, tp_device_cpu(first.ctx), &options));
+    must(tp_trainer_run(trainer));
+    tp_trainer_destroy(trainer);
+    tp_context_destroy(first.ctx);
+}
+
 /* ---- resuming ---- */
 
 static void expect_same_from(const witness *a, const witness *b, int first) {
