@@ -117,7 +117,7 @@ TP_API tp_lazy *tp_lazy_rms_norm(tp_lazy *x, tp_lazy *weight, double eps);
 TP_API tp_lazy *tp_lazy_layer_norm(tp_lazy *x, tp_lazy *weight, tp_lazy *bias, double eps);
 
 typedef enum tp_rope_layout {
-    TP_ROPE_HALF,       /* pairs (i, i + D/2), as Hugging Face's Llama */
+    TP_ROPE_HALF,       /* pairs (i, i + R), R = D/2 in Hugging Face's Llama */
     TP_ROPE_INTERLEAVED /* pairs (2i, 2i + 1), as the paper and GGUF's Llama */
 } tp_rope_layout;
 

@@ -28,17 +28,14 @@ extern const tpi_kernel_entry tpi_reference_pointwise[], tpi_reference_reduce[],
 /* Products through the BLAS library, f32. */
 extern const tpi_kernel_entry tpi_openblas_kernels[];
 
-#ifdef TAPER_CUSTOM_KERNELS
-#if defined(__x86_64__)
+/* Vector kernels; other processors use the two lists above. */
+#if defined(TAPER_CUSTOM_KERNELS) && defined(__x86_64__)
 extern const tpi_kernel_entry tpi_avx512_kernels[], tpi_avx2_kernels[];
-#elif defined(__aarch64__)
-extern const tpi_kernel_entry tpi_neon_kernels[];
-#endif
 #endif
 
 /* What a caller of the kernels may run: the best that the processor has, capped by TP_ISA ("avx512", "avx2",
  * "baseline"). AVX2 means AVX2, FMA and F16C; AVX-512 means F, BW, DQ and VL with all of AVX2's. */
-typedef enum tpi_isa { TPI_ISA_BASELINE, TPI_ISA_NEON, TPI_ISA_AVX2, TPI_ISA_AVX512 } tpi_isa;
+typedef enum tpi_isa { TPI_ISA_BASELINE, TPI_ISA_AVX2, TPI_ISA_AVX512 } tpi_isa;
 
 tpi_isa tpi_cpu_isa(void);
 

@@ -11,7 +11,7 @@
 
 #define TABLE_SIZE 1024 /* all lists together and one end for each operation */
 
-static const char *const isa_names[] = {"baseline", "neon", "avx2", "avx512"};
+static const char *const isa_names[] = {"baseline", "avx2", "avx512"};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static tpi_isa isa;
@@ -31,8 +31,6 @@ static tpi_isa detect(void) {
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return avx512 ? TPI_ISA_AVX512 : avx2 ? TPI_ISA_AVX2 : TPI_ISA_BASELINE;
-#elif defined(__aarch64__)
-    return TPI_ISA_NEON;
 #else
     return TPI_ISA_BASELINE;
 #endif
@@ -49,13 +47,9 @@ static tpi_isa capped(tpi_isa detected) {
 /* The lists in order of preference; at most one a line, ended by NULL. */
 static void choose_lists(const tpi_kernel_entry *lists[]) {
     int n = 0;
-#ifdef TAPER_CUSTOM_KERNELS
-#if defined(__x86_64__)
+#if defined(TAPER_CUSTOM_KERNELS) && defined(__x86_64__)
     if (isa >= TPI_ISA_AVX512) lists[n++] = tpi_avx512_kernels;
     if (isa >= TPI_ISA_AVX2) lists[n++] = tpi_avx2_kernels;
-#elif defined(__aarch64__)
-    if (isa >= TPI_ISA_NEON) lists[n++] = tpi_neon_kernels;
-#endif
 #endif
     lists[n++] = tpi_openblas_kernels;
     lists[n++] = tpi_reference_pointwise;

@@ -105,7 +105,8 @@ static void run_columns(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t j0, i
     for (int t = 0; t < g->terms; t++) {
         c.term = &g->term[t];
         bool joins = t == 0 && g->terms == 2 && g->term[1].k <= TAIL;
-        int64_t k = c.term->k, pieces = most(1, ceil_div(k, KC)), step = round_up(ceil_div(k, pieces), 8);
+        int64_t k = c.term->k, pieces = most(1, ceil_div(k, KC));
+        int64_t step = most(8, round_up(ceil_div(k, pieces), 8)); /* an empty sum is one chunk too */
         for (c.k0 = 0; c.k0 < most(k, 1); c.k0 += step) {
             c.k = least(step, k - c.k0);
             bool end = c.k0 + step >= k;
