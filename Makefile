@@ -7,7 +7,7 @@ CTEST_JOBS ?= $(shell expr \( $(JOBS) + 1 \) / 2)
 FUZZ_SECONDS ?= 600
 CTEST = ctest --output-on-failure -j$(CTEST_JOBS) --test-dir
 
-.PHONY: help build test demo bench test-sanitize test-thread test-reference test-clang fuzz golden format docs clean
+.PHONY: help build test demo bench test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
@@ -64,12 +64,19 @@ golden: ## make the golden files again (installs PyTorch into build/golden-venv)
 	python3 tests/golden/make_golden.py
 	python3 tests/golden/make_tokenizer_golden.py
 
+peft: ## PEFT reads our adapters as we mean them (needs make golden)
+	tools/install-deps.sh test
+	cmake --preset release -DTAPER_TESTS=ON
+	cmake --build build -j$(JOBS) --target peft_export
+	tests/peft/run.sh build/tests/peft_export build/peft
+
 format: ## format the C sources in place
 	tools/install-deps.sh test
 	tools/checks/format.sh -i
 
 docs: ## the reference of the interface, in build/doxygen
 	tools/install-deps.sh ci
+	mkdir -p build
 	doxygen docs/Doxyfile
 
 clean: ## remove build/

@@ -1,5 +1,5 @@
 /* The table of operations against the case table: every kernel against the reference, gradients against
- * finite differences, and with --speed the time of every kernel. */
+ * finite differences. The table's speed mode is a program of its own, case_speed. */
 #include "cases_run.h"
 
 #include "core/convert.h"
