@@ -62,7 +62,7 @@ fuzz: ## each fuzz target for FUZZ_SECONDS seconds
 
 golden: ## make the golden files again (installs PyTorch into build/golden-venv)
 	python3 tests/golden/make_golden.py
-	python3 tests/golden/make_tokenizer_golden.py
+	python3 tests/golden/make_tokenizer_golden.py build/tokenizer-venv
 
 peft: ## PEFT reads our adapters as we mean them (needs make golden)
 	tools/install-deps.sh test
