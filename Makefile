@@ -34,7 +34,7 @@ test-sanitize: ## the tests under the address and undefined-behaviour sanitizers
 	tools/install-deps.sh test
 	cmake --preset sanitize
 	cmake --build build/sanitize -j$(JOBS)
-	$(CTEST) build/sanitize
+	$(CTEST) build/sanitize -LE source
 
 test-thread: ## the programs tests/tsan_*.c under the thread sanitizer
 	tools/install-deps.sh test
@@ -46,13 +46,13 @@ test-reference: ## the tests without taper's own vector kernels
 	tools/install-deps.sh test
 	cmake --preset reference
 	cmake --build build/reference -j$(JOBS)
-	$(CTEST) build/reference
+	$(CTEST) build/reference -LE source
 
 test-clang: ## the tests as clang builds them
 	tools/install-deps.sh ci
 	cmake --preset clang
 	cmake --build build/clang -j$(JOBS)
-	$(CTEST) build/clang
+	$(CTEST) build/clang -LE source
 
 fuzz: ## each fuzz target for FUZZ_SECONDS seconds
 	tools/install-deps.sh ci
