@@ -33,6 +33,12 @@ static int class_of(size_t bytes, size_t *rounded) {
     return (shift - 4) * 4 + (int)quarter - 4 + 1;
 }
 
+size_t tpi_memory_block_bytes(size_t bytes) {
+    size_t rounded = 0;
+    if (bytes <= SIZE_MAX / 4) class_of(bytes, &rounded);
+    return rounded ? rounded : bytes;
+}
+
 tp_status tpi_memory_create(tpi_memory **out, uint64_t limit) {
     tpi_memory *memory = tpi_calloc(1, sizeof *memory);
     *out = memory;

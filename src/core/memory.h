@@ -21,6 +21,9 @@ void tpi_memory_destroy(tpi_memory *memory);
 
 /* TP_ELIMIT when bytes beyond the limit are asked for, TP_ENOMEM when the system has none. */
 tp_status tpi_memory_take(tpi_memory *memory, size_t bytes, void **out);
+
+/* What taking `bytes` adds to `now`: the size of the block. */
+size_t tpi_memory_block_bytes(size_t bytes);
 void tpi_memory_give(tpi_memory *memory, void *block, size_t bytes);
 void tpi_memory_trim(tpi_memory *memory);
 tpi_memory_stats tpi_memory_get_stats(tpi_memory *memory);

@@ -113,6 +113,7 @@ tpi_storage *tpi_storage_retain(tpi_storage *storage) {
 void tpi_storage_release(tpi_storage *storage) {
     if (!storage || atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
     tp_event_release(atomic_load(&storage->busy));
+    tp_event_release(atomic_load(&storage->lost));
     if (!storage->foreign)
         tpi_memory_give(storage->device->memory, storage->data, storage->bytes);
     else if (storage->release)
@@ -289,14 +290,23 @@ void tpi_storage_set_busy(tpi_storage *storage, tp_event *event) {
     tp_event_release(old);
 }
 
+tp_status tpi_storage_check(const tpi_storage *storage) {
+    tp_event *lost = atomic_load_explicit(&storage->lost, memory_order_acquire);
+    return lost ? tp_event_wait(lost) : TP_OK;
+}
+
+void tpi_storage_lose(tpi_storage *storage, tp_event *event) {
+    atomic_store_explicit(&storage->lost, tpi_event_retain(event), memory_order_release);
+}
+
 tp_status tpi_tensor_wait(const tp_tensor *tensor) {
     if (!atomic_load_explicit(&tensor->storage->busy, memory_order_relaxed)) return TP_OK;
     pthread_mutex_lock(&busy_lock);
     tp_event *event = tpi_event_retain(atomic_load(&tensor->storage->busy));
     pthread_mutex_unlock(&busy_lock);
-    tp_status status = tp_event_wait(event);
+    tp_event_wait(event); /* what failed may have read the tensor only */
     tp_event_release(event);
-    return status;
+    return tpi_storage_check(tensor->storage);
 }
 
 const void *tp_tensor_data(const tp_tensor *tensor) {

@@ -31,6 +31,7 @@ typedef struct tpi_storage {
     bool foreign;
     uint64_t version;         /* counts the assignments: a leaf recorded before one is stale */
     _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
+    _Atomic(tp_event *) lost; /* the queued evaluation that should have made it and failed; owned */
 } tpi_storage;
 
 struct tp_tensor {
@@ -67,8 +68,15 @@ static inline void *tpi_tensor_pointer(const tp_tensor *t) {
     return (char *)t->storage->data + t->offset;
 }
 
-/* Waits for queued evaluations that use the tensor; the status of the last. */
+/* Waits for queued evaluations that use the tensor. Fails if the one that should have made it failed. */
 tp_status tpi_tensor_wait(const tp_tensor *tensor);
+
+/* The status of the evaluation that made the storage, which has ended. */
+tp_status tpi_storage_check(const tpi_storage *storage);
+
+/* Says that `event`'s evaluation, which fails, leaves the storage without its contents. Before the event
+ * ends. */
+void tpi_storage_lose(tpi_storage *storage, tp_event *event);
 
 /* Makes `event` the last evaluation that uses the storage. */
 void tpi_storage_set_busy(tpi_storage *storage, tp_event *event);

@@ -95,14 +95,21 @@ static uint32_t first_same(const tpi_inst *inst, uint32_t k) {
     return j;
 }
 
-/* A value may be taken in if its only user is this instruction and it has the full shape of the result. */
+/* Whether a register holds what memory would: a cast rounds or truncates, which f32 registers do not. */
+static bool keeps_value(const tpi_inst *inst, const tpi_operand *out) {
+    return inst->op != TPI_CAST || out->dtype == TP_F32;
+}
+
+/* A value may be taken in if its only user is this instruction, it has the full shape of the result, and
+ * nothing is lost by keeping it in a register. */
 static bool may_take(const tpi_ir *ir, chain *const *chains, const tpi_inst *inst, uint32_t k,
                      const tpi_operand *out) {
     const tpi_value *v = &ir->values[inst->in[k]];
     uint32_t uses = 0;
     for (uint32_t j = 0; j < inst->n_in; j++) uses += inst->in[j] == inst->in[k];
     return v->kind == TPI_VALUE_OUTPUT && v->uses == uses && chains[v->producer] &&
-           first_same(inst, k) == k && v->operand.rank == out->rank &&
+           keeps_value(&ir->insts[v->producer], &v->operand) && first_same(inst, k) == k &&
+           v->operand.rank == out->rank &&
            memcmp(v->operand.shape, out->shape, out->rank * sizeof(int64_t)) == 0;
 }
 

@@ -173,8 +173,10 @@ tp_status tp_graph_eval(tp_graph *graph, tp_lazy *const *outputs, int n, tp_tens
     tp_status status = prepare(graph, outputs, n, &e);
     if (status == TP_OK) {
         tpi_queue_drain(graph->context->queue);
-        status = tpi_run_now(&e.run);
+        for (uint32_t i = 0; status == TP_OK && i < e.plan->n_leaves; i++)
+            status = tpi_storage_check(leaf_node(&e, i)->value->storage);
     }
+    if (status == TP_OK) status = tpi_run_now(&e.run);
     if (status == TP_OK) commit(&e, results);
     discard(&e);
     return status;

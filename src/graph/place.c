@@ -54,7 +54,7 @@ static tp_status place_results(tpi_ir *ir, tpi_plan *plan) {
         root->place = TPI_PLACE_RESULT;
         root->index = plan->n_buffers;
         plan->buffers[plan->n_buffers] = bytes_of(&root->operand);
-        plan->buffer_bytes += plan->buffers[plan->n_buffers++];
+        plan->buffer_bytes += tpi_memory_block_bytes(plan->buffers[plan->n_buffers++]);
     }
     return TP_OK;
 }
@@ -260,7 +260,7 @@ tp_status tpi_place(tpi_ir *ir, tpi_plan *plan) {
     TPI_TRY(place_results(ir, plan));
     TPI_TRY(place_assignments(ir));
     tp_status status = place_arena(ir, &s);
-    plan->arena_bytes = s.top;
+    plan->arena_bytes = s.top ? tpi_memory_block_bytes(s.top) : 0;
     tpi_free(s.holes);
     return status;
 }

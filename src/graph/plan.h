@@ -51,8 +51,8 @@ typedef struct tpi_plan {
     uint32_t n_buffers;
     tpi_result *results; /* one for each output */
     uint32_t n_results, n_assigned;
-    uint32_t *assigned; /* assignment -> leaf number of its state */
-    uint64_t arena_bytes, buffer_bytes;
+    uint32_t *assigned;                 /* assignment -> leaf number of its state */
+    uint64_t arena_bytes, buffer_bytes; /* as blocks of the device's memory: the peak is their sum */
 
     struct tpi_plan *newer, *older, *next; /* the cache's lists */
     uint64_t cached_bytes;

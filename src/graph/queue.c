@@ -20,7 +20,15 @@ tp_status tpi_queue_create(tpi_queue **out) {
     return TP_OK;
 }
 
+/* An evaluation whose inputs were lost fails as the one that lost them did. */
+static tp_status run(const tpi_job *job) {
+    for (size_t i = 0; i < job->run.plan->n_leaves; i++) TPI_TRY(tpi_storage_check(job->storages[i]));
+    return tpi_run_now(&job->run);
+}
+
 static void finish(tpi_job *job, tp_status status) {
+    for (size_t i = job->run.plan->n_leaves; status != TP_OK && i < job->n_storages; i++)
+        tpi_storage_lose(job->storages[i], job->event);
     tpi_event_finish(job->event, status);
     tp_event_release(job->event);
     for (size_t i = 0; i < job->n_storages; i++) tpi_storage_release(job->storages[i]);
@@ -40,7 +48,7 @@ static tpi_job *next_job(tpi_queue *queue) {
 static void *work(void *arg) {
     tpi_queue *queue = arg;
     for (tpi_job *job; (job = next_job(queue));) {
-        finish(job, tpi_run_now(&job->run));
+        finish(job, run(job));
         pthread_mutex_lock(&queue->lock);
         atomic_fetch_sub(&queue->waiting, 1);
         pthread_cond_broadcast(&queue->changed);

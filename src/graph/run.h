@@ -24,7 +24,7 @@ typedef struct tpi_queue tpi_queue;
 typedef struct tpi_job {
     tpi_run run;
     tp_event *event;
-    tpi_storage **storages; /* owned references */
+    tpi_storage **storages; /* owned references: the leaves', then the result buffers' */
     size_t n_storages;
     struct tpi_job *next;
 } tpi_job;
