@@ -1,0 +1,250 @@
+/* Sampling, medians, the machine's limits, tables. */
+#include "bench.h"
+
+#include "core/threads.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define MAX_ENTRIES    16
+#define SAMPLES        41
+#define SAMPLE_SECONDS 2e-3 /* a sample repeats its call for about this long */
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void bench_must(tp_status status) {
+    if (status == TP_OK) return;
+    fprintf(stderr, "%s: %s\n", tp_status_name(status), tp_error_message());
+    exit(1);
+}
+
+static const char *option(int argc, char **argv, const char *name) {
+    for (int i = 1; i + 1 < argc; i++)
+        if (strcmp(argv[i], name) == 0) return argv[i + 1];
+    return NULL;
+}
+
+tp_context *bench_context(int argc, char **argv, uint64_t cache_bytes) {
+    tp_context_options options = TP_CONTEXT_OPTIONS_INIT;
+    const char *threads = option(argc, argv, "--threads");
+    options.threads = threads ? atoi(threads) : 0;
+    options.cache_bytes = cache_bytes;
+    tp_context *ctx;
+    bench_must(tp_context_create(&ctx, &options));
+    return ctx;
+}
+
+tp_tensor *bench_randn(tp_context *ctx, int rank, const int64_t *shape, uint64_t seed) {
+    tp_tensor *t;
+    bench_must(tp_tensor_randn(tp_device_cpu(ctx), rank, shape, seed, &t));
+    return t;
+}
+
+/* ---- the machine's limits, on as many threads as the library takes ---- */
+
+/* Independent multiply-adds on vectors that stay in registers; the compiler makes each one fma per vector. */
+#define VECTORS    24
+#define FMA_ROUNDS 4096
+typedef float vec16 __attribute__((vector_size(64)));
+typedef float vec8 __attribute__((vector_size(32)));
+
+#define FMA_KERNEL(name, vec, target)                                                                        \
+    target static double name(void) {                                                                        \
+        vec sum[VECTORS], factor, step;                                                                      \
+        for (size_t i = 0; i < sizeof(vec) / sizeof(float); i++) factor[i] = 0.999f, step[i] = 0.001f;       \
+        for (int v = 0; v < VECTORS; v++) sum[v] = step;                                                     \
+        for (int r = 0; r < FMA_ROUNDS; r++) {                                                               \
+            _Pragma("GCC unroll 24") for (int v = 0; v < VECTORS; v++) sum[v] = sum[v] * factor + step;      \
+            __asm__ volatile("" ::: "memory");                                                               \
+        }                                                                                                    \
+        float total = 0;                                                                                     \
+        for (int v = 0; v < VECTORS; v++) total += sum[v][0];                                                \
+        __asm__ volatile("" ::"m"(total));                                                                   \
+        return 2.0 * VECTORS * (sizeof(vec) / sizeof(float)) * FMA_ROUNDS;                                   \
+    }
+
+#if defined(__x86_64__)
+FMA_KERNEL(fma_avx512, vec16, __attribute__((target("avx512f"), optimize("O3", "fp-contract=fast"))))
+FMA_KERNEL(fma_avx2, vec8, __attribute__((target("avx2,fma"), optimize("O3", "fp-contract=fast"))))
+#endif
+FMA_KERNEL(fma_plain, vec8, __attribute__((optimize("O3", "fp-contract=fast"))))
+
+static double fma_block(void) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) return fma_avx512();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return fma_avx2();
+#endif
+    return fma_plain();
+}
+
+typedef struct limit_job {
+    float *from, *to;
+    size_t floats;
+    double *flops; /* a thread's */
+} limit_job;
+
+static void spin_fma(void *arg, int index, int count) {
+    limit_job *job = arg;
+    (void)count;
+    double flops = 0;
+    for (int i = 0; i < 64; i++) flops += fma_block();
+    job->flops[index] = flops;
+}
+
+static void copy_share(void *arg, int index, int count) {
+    limit_job *job = arg;
+    size_t begin = job->floats * (size_t)index / (size_t)count,
+           end = job->floats * (size_t)(index + 1) / (size_t)count;
+    memcpy(job->to + begin, job->from + begin, (end - begin) * sizeof(float));
+}
+
+typedef struct limits {
+    double flops, bytes; /* a second */
+} limits;
+
+static double best_seconds(tpi_threads *threads, void (*work)(void *, int, int), limit_job *job, int times) {
+    double best = 1e9;
+    for (int i = 0; i < times; i++) {
+        double start = now();
+        tpi_parallel(threads, work, job);
+        double taken = now() - start;
+        if (taken < best) best = taken;
+    }
+    return best;
+}
+
+static limits measure_limits(int threads_wanted) {
+    tpi_threads *threads;
+    bench_must(tpi_threads_create(&threads, threads_wanted));
+    size_t floats = (size_t)32 << 20; /* 128 MiB: beyond the caches */
+    limit_job job = {aligned_alloc(4096, floats * 4), aligned_alloc(4096, floats * 4), floats,
+                     calloc((size_t)threads_wanted, sizeof(double))};
+    if (!job.from || !job.to || !job.flops) exit(1);
+    memset(job.from, 1, floats * 4);
+    memset(job.to, 1, floats * 4);
+    double fma_seconds = best_seconds(threads, spin_fma, &job, 20), flops = 0;
+    for (int i = 0; i < threads_wanted; i++) flops += job.flops[i];
+    double copy_seconds = best_seconds(threads, copy_share, &job, 10);
+    limits found = {flops / fma_seconds, 2.0 * (double)floats * 4 / copy_seconds};
+    free(job.from), free(job.to), free(job.flops);
+    tpi_threads_destroy(threads);
+    return found;
+}
+
+/* ---- sampling ---- */
+
+typedef struct sampled {
+    int repeat;
+    double samples[SAMPLES];  /* seconds a call */
+    double median, low, high; /* low, high: quartiles */
+} sampled;
+
+static double time_calls(const bench_entry *entry, int repeat) {
+    double start = now();
+    for (int i = 0; i < repeat; i++) entry->call(entry->user);
+    return (now() - start) / repeat;
+}
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void sample_all(const bench_entry *entries, sampled *out, int n) {
+    for (int e = 0; e < n; e++) {
+        time_calls(&entries[e], 2);
+        double once = time_calls(&entries[e], 3);
+        out[e].repeat = once < SAMPLE_SECONDS ? 1 + (int)(SAMPLE_SECONDS / once) : 1;
+    }
+    for (int s = 0; s < SAMPLES; s++)
+        for (int e = 0; e < n; e++) out[e].samples[s] = time_calls(&entries[e], out[e].repeat);
+    for (int e = 0; e < n; e++) {
+        qsort(out[e].samples, SAMPLES, sizeof(double), ascending);
+        out[e].median = out[e].samples[SAMPLES / 2];
+        out[e].low = out[e].samples[SAMPLES / 4];
+        out[e].high = out[e].samples[SAMPLES * 3 / 4];
+    }
+}
+
+/* ---- tables ---- */
+
+static void time_text(double seconds, char text[24]) {
+    if (seconds < 1e-6)
+        snprintf(text, 24, "%.1f ns", seconds * 1e9);
+    else if (seconds < 1e-3)
+        snprintf(text, 24, "%.2f us", seconds * 1e6);
+    else
+        snprintf(text, 24, "%.2f ms", seconds * 1e3);
+}
+
+/* "81 GF/s (35 % of the peak)", "24 GB/s (70 %)", or what the target is. */
+static void rate_text(const bench_entry *entry, double seconds, const limits *machine, char text[64]) {
+    double per = entry->per > 0 ? entry->per : 1;
+    char target[24];
+    text[0] = 0;
+    if (entry->flops > 0)
+        snprintf(text, 64, "%.0f GF/s, %.0f %% of peak", entry->flops / seconds * 1e-9,
+                 100 * entry->flops / seconds / machine->flops);
+    else if (entry->bytes > 0)
+        snprintf(text, 64, "%.1f GB/s, %.0f %% of copying", entry->bytes / seconds * 1e-9,
+                 100 * entry->bytes / seconds / machine->bytes);
+    else if (entry->target > 0) {
+        time_text(entry->target, target);
+        snprintf(text, 64, "%s %s", seconds / per <= entry->target ? "within" : "above", target);
+    }
+}
+
+static void print_table(const char *title, const bench_entry *entries, const sampled *s, int n,
+                        const limits *machine, bool markdown) {
+    printf(markdown ? "\n### %s\n\nf32 peak %.0f GF/s, copying %.1f GB/s.\n\n"
+                      "| | median | quartiles | share |\n|---|---|---|---|\n"
+                    : "%s: f32 peak %.0f GF/s, copying %.1f GB/s\n",
+           title, machine->flops * 1e-9, machine->bytes * 1e-9);
+    for (int e = 0; e < n; e++) {
+        double per = entries[e].per > 0 ? entries[e].per : 1;
+        char median[24], low[24], high[24], rate[64];
+        time_text(s[e].median / per, median);
+        time_text(s[e].low / per, low);
+        time_text(s[e].high / per, high);
+        rate_text(&entries[e], s[e].median, machine, rate);
+        printf(markdown ? "| %s | %s | %s to %s | %s |\n" : "  %-44s %11s  (%s to %s)  %s\n", entries[e].name,
+               median, low, high, rate);
+    }
+}
+
+static int write_json(const char *path, const char *title, const bench_entry *entries, const sampled *s,
+                      int n, const limits *machine) {
+    FILE *file = fopen(path, "w");
+    if (!file) {
+        perror(path);
+        return 1;
+    }
+    fprintf(file, "{\"title\": \"%s\", \"peak_flops\": %.6g, \"copy_bytes\": %.6g, \"entries\": [", title,
+            machine->flops, machine->bytes);
+    for (int e = 0; e < n; e++)
+        fprintf(file,
+                "%s\n  {\"name\": \"%s\", \"seconds\": %.6g, \"low\": %.6g, \"high\": %.6g, \"units\": %g, "
+                "\"flops\": %.6g, \"bytes\": %.6g}",
+                e ? "," : "", entries[e].name, s[e].median, s[e].low, s[e].high,
+                entries[e].per > 0 ? entries[e].per : 1, entries[e].flops, entries[e].bytes);
+    fprintf(file, "\n]}\n");
+    return fclose(file) == 0 ? 0 : 1;
+}
+
+int bench_run(int argc, char **argv, const char *title, const bench_entry *entries, int n) {
+    static sampled results[MAX_ENTRIES];
+    const char *threads = option(argc, argv, "--threads"), *json = option(argc, argv, "--json");
+    bool markdown = false;
+    if (n > MAX_ENTRIES) return 1;
+    for (int i = 1; i < argc; i++) markdown |= strcmp(argv[i], "--markdown") == 0;
+    limits machine = measure_limits(threads ? atoi(threads) : tpi_threads_available());
+    sample_all(entries, results, n);
+    print_table(title, entries, results, n, &machine, markdown);
+    return json ? write_json(json, title, entries, results, n, &machine) : 0;
+}
