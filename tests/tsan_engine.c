@@ -115,7 +115,8 @@ int main(void) {
 
     tp_graph *g;
     tp_tensor *y;
-    require(tp_graph_create(&g, ctx) == TP_OK && tp_lazy_eval(record(g), &y) == TP_OK, "reference");
+    require(tp_graph_create(&g, ctx) == TP_OK, "graph");
+    require(tp_lazy_eval(record(g), &y) == TP_OK, "reference");
     memcpy(expected, tp_tensor_data(y), sizeof expected);
     tp_tensor_release(y);
     tp_graph_destroy(g);
