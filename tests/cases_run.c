@@ -56,7 +56,7 @@ void case_run_share(case_run *run, int k, int j) {
 
 void case_run_omit(case_run *run, int k) {
     run->pointers[run->instance->n_in + k] = NULL;
-    run->operands[run->instance->n_in + k] = (tpi_operand){0}; /* as plans leave it */
+    run->operands[run->instance->n_in + k] = TPI_UNWANTED_OPERAND;
     run->step.optional_missing |= (uint8_t)(1u << k);
 }
 

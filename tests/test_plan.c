@@ -106,20 +106,35 @@ Test(cache, is_bounded_in_bytes_and_drops_the_oldest) {
     cr_assert_eq(misses_of(tp_lazy_neg(typed_leaf(TP_F32, 1, SHAPE(1)))), 1, "oldest");
 }
 
-static void count_lines(void *user, tp_log_level level, const char *line) {
+typedef struct miss_lines {
+    int count;
+    char last[256];
+} miss_lines;
+
+static void keep_misses(void *user, tp_log_level level, const char *line) {
+    miss_lines *misses = user;
     (void)level;
-    if (strstr(line, "plan: miss")) ++*(int *)user;
+    if (!strstr(line, "plan: miss")) return;
+    misses->count++;
+    snprintf(misses->last, sizeof misses->last, "%s", line);
 }
 
 Test(cache, says_why_it_missed) {
-    int misses = 0;
+    miss_lines misses = {0};
     tp_context_options options = TP_CONTEXT_OPTIONS_INIT;
     options.verbose = "plan";
-    options.log = count_lines;
+    options.log = keep_misses;
     options.log_user = &misses;
     reopen(options);
     for (int i = 0; i < 3; i++) misses_of(tp_lazy_neg(typed_leaf(TP_F32, 1, SHAPE(4))));
-    cr_assert_eq(misses, 1);
+    cr_assert_eq(misses.count, 1);
+    cr_assert(strstr(misses.last, "the cache is empty"), "%s", misses.last);
+    misses_of(tp_lazy_neg(tp_lazy_exp(typed_leaf(TP_F32, 1, SHAPE(4)))));
+    cr_assert(strstr(misses.last, "no exp f32[4] at node 1"), "%s", misses.last);
+    tp_lazy *y = tp_lazy_neg(typed_leaf(TP_F32, 1, SHAPE(4)));
+    must(tp_graph_eval(g, (tp_lazy *[]){y, y}, 2, NULL));
+    cr_assert(strstr(misses.last, "other outputs"), "%s", misses.last);
+    cr_assert_eq(misses.count, 3);
 }
 
 Test(cache, unknown_names_are_errors) {
@@ -391,4 +406,19 @@ Test(views, reshapes_of_strided_values) {
             tp_graph_reset(g);
         }
     tp_tensor_release(block);
+}
+
+/* What inference does without the outputs that only a gradient reads must not cost the vector kernels. */
+Test(views, unwanted_outputs_do_not_lose_the_vector_kernel) {
+    tp_lazy *q = random_leaf(4, SHAPE(2, 5, 4, 8), 1), *k = random_leaf(4, SHAPE(2, 5, 2, 8), 2);
+    const int32_t ids[] = {1, 3, 0};
+    tp_lazy *labels = tp_lazy_from_slice(g, tp_device_cpu(ctx), TP_I32, 1, SHAPE(3), ids);
+    tp_lazy *loss = tp_lazy_cross_entropy(random_leaf(2, SHAPE(3, 7), 3), labels, -100);
+    tp_lazy *outputs[] = {tp_lazy_attention(q, k, k, NULL), loss};
+    bool vector = strstr(tp_device_description(tp_device_cpu(ctx)), "avx") != NULL;
+#ifndef TAPER_CUSTOM_KERNELS
+    vector = false;
+#endif
+    cr_assert_eq(steps_with(outputs, 2, "attention/avx"), vector);
+    cr_assert_eq(steps_with(outputs, 2, "cross_entropy/avx"), vector);
 }

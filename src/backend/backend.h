@@ -23,12 +23,16 @@ typedef struct tpi_operand {
     int64_t stride[TP_MAX_RANK];
 } tpi_operand;
 
+/* What stands for an output that nobody wants: a kernel that asks only for contiguous floats accepts it, and
+ * must take no size from it. */
+#define TPI_UNWANTED_OPERAND ((tpi_operand){.dtype = TP_F32, .contiguous = true})
+
 typedef struct tpi_kernel tpi_kernel;
 
 typedef struct tpi_step {
     uint16_t op; /* tpi_op */
     uint8_t n_in, n_out;
-    uint8_t optional_missing; /* bit k: output k is not wanted, its pointer is NULL */
+    uint8_t optional_missing; /* bit k > 0: output k is not wanted: TPI_UNWANTED_OPERAND, pointer NULL */
     const tpi_kernel *kernel;
     const void *attr;
     const tpi_operand *operands; /* n_in inputs, then n_out outputs */

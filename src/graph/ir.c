@@ -64,7 +64,7 @@ void tpi_ir_step(const tpi_ir *ir, const tpi_inst *inst, tpi_operand *operands, 
     for (int k = 0; k < inst->n_out; k++) {
         if (inst->out[k] == TPI_NO_VALUE) {
             step->optional_missing |= (uint8_t)(1u << k);
-            operands[inst->n_in + (uint32_t)k] = (tpi_operand){0};
+            operands[inst->n_in + (uint32_t)k] = TPI_UNWANTED_OPERAND;
         } else {
             operands[inst->n_in + (uint32_t)k] = ir->values[inst->out[k]].operand;
         }

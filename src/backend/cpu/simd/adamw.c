@@ -43,6 +43,11 @@ static void update(const factors *f, float *p, float *m, float *v, const float *
     }
 }
 
+static void put(const tpi_launch *launch, int k, const float *tile, int64_t at, int64_t n) {
+    void *out = tpi_out(launch, k);
+    if (out) TPI_SIMD(from_f32)(tile, out, tpi_out_operand(launch->step, k)->dtype, at, n);
+}
+
 static void adamw_range(void *arg, int64_t begin, int64_t end) {
     const tpi_launch *launch = arg;
     const tpi_step *step = launch->step;
@@ -58,9 +63,9 @@ static void adamw_range(void *arg, int64_t begin, int64_t end) {
         TPI_SIMD(to_f32)(m_old, TP_F32, at, n, m);
         TPI_SIMD(to_f32)(v_old, TP_F32, at, n, v);
         if (!skip) update(&f, p, m, v, g, n);
-        TPI_SIMD(from_f32)(p, tpi_out(launch, 0), tpi_out_operand(step, 0)->dtype, at, n);
-        TPI_SIMD(from_f32)(m, tpi_out(launch, 1), TP_F32, at, n);
-        TPI_SIMD(from_f32)(v, tpi_out(launch, 2), TP_F32, at, n);
+        put(launch, 0, p, at, n);
+        put(launch, 1, m, at, n);
+        put(launch, 2, v, at, n);
     }
 }
 

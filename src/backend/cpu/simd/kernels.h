@@ -76,7 +76,7 @@ static inline bool tpi_float_operand(const tpi_operand *x) {
     return tpi_is_float((tp_dtype)x->dtype);
 }
 
-/* All operands contiguous floats; missing outputs count too, since they have a shape. */
+/* All operands contiguous floats; unwanted outputs pass. */
 static inline bool tpi_all_contiguous_floats(const tpi_step *step) {
     for (int i = 0; i < step->n_in + step->n_out; i++)
         if (!step->operands[i].contiguous || !tpi_float_operand(&step->operands[i])) return false;
