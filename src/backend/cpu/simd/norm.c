@@ -36,14 +36,20 @@ static float inverse_rms(const float *x, int64_t n, double eps) {
     return (float)(1.0 / sqrt((double)squares / (double)n + eps));
 }
 
-static void scale_row(const row_range *range, const float *x, float r, const float *weight, float *y) {
+/* Fetches the row `next` meanwhile. */
+static void scale_row(const row_range *range, const float *x, float r, const float *weight, float *y,
+                      const float *next) {
     vf scale = v_set(r);
     if (weight) {
         FOR_VECTORS(i, part, range->n) {
+            row_fetch(next, i);
             row_put(y, i, row_get(x, i, part) * scale * row_get(weight, i, part), part, range->stream);
         }
     } else {
-        FOR_VECTORS(i, part, range->n) row_put(y, i, row_get(x, i, part) * scale, part, range->stream);
+        FOR_VECTORS(i, part, range->n) {
+            row_fetch(next, i);
+            row_put(y, i, row_get(x, i, part) * scale, part, range->stream);
+        }
     }
 }
 
@@ -52,7 +58,8 @@ static void rms_norm_rows(const row_range *range) {
     const float *weight = vector(range, 1, WEIGHT);
     for (int64_t row = range->begin; row < range->end; row++) {
         const float *x = row_in(range, 0, row, X);
-        scale_row(range, x, inverse_rms(x, range->n, attr->eps), weight, row_out(range, 0, row, Y));
+        scale_row(range, x, inverse_rms(x, range->n, attr->eps), weight, row_out(range, 0, row, Y),
+                  row_next(range, 0, row));
         row_done(range, 0, row, Y);
     }
 }
@@ -77,7 +84,7 @@ static void add_rms_norm_rows(const row_range *range) {
         if (kept) row_done(range, 1, row, SUM);
         if (kept && total->dtype != TP_F32)
             TPI_SIMD(to_f32)(kept, total->dtype, row * range->n, range->n, sum);
-        scale_row(range, sum, inverse_rms(sum, range->n, attr->eps), weight, row_out(range, 0, row, Y));
+        scale_row(range, sum, inverse_rms(sum, range->n, attr->eps), weight, row_out(range, 0, row, Y), NULL);
         row_done(range, 0, row, Y);
     }
 }

@@ -52,6 +52,16 @@ static inline void row_done(const row_range *range, int k, int64_t row, int b) {
     (row_buffer(range, b), tpi_out(range->launch, k), y->dtype, row * range->n, range->n);
 }
 
+/* The row of input k behind this one, if it is read in place: what a kernel fetches while it computes. The
+ * processor's own prefetch stops at the page. NULL if there is none. */
+static inline const float *row_next(const row_range *range, int k, int64_t row) {
+    if (row + 1 == range->end || tpi_in_operand(range->launch->step, k)->dtype != TP_F32) return NULL;
+    return (const float *)tpi_in(range->launch, k) + (row + 1) * range->n;
+}
+INLINE void row_fetch(const float *next, int64_t i) {
+    if (next) __builtin_prefetch(next + i, 0, 2); /* to the second cache: the first is full of this row */
+}
+
 /* max + log Σ exp(x - max); ±inf where the maximum is. */
 float TPI_SIMD(logsumexp_row)(const float *x, int64_t n);
 

@@ -18,10 +18,11 @@ SCRATCH(softmax_scratch) {
     return TPI_SIMD(row_scratch)(tpi_row_length(tpi_in_operand(step, 0)), BUFFERS, threads);
 }
 
-/* y = exp(x - top); their sum. */
-static float exponentials(const float *x, float *y, int64_t n, float top) {
+/* y = exp(x - top); their sum. Fetches the row `next` meanwhile. */
+static float exponentials(const float *x, float *y, int64_t n, float top, const float *next) {
     float sum;
     ROW_SUM(sum, n, {
+        row_fetch(next, i);
         vf e = v_exp(row_get(x, i, part) - v_set(top));
         if (part < VW) e = v_keep(e, part);
         v_put(y, TP_F32, i, e, part);
@@ -37,7 +38,7 @@ static void softmax_rows(const row_range *range) {
         float top = row_max(x, range->n), sum = 0.0f;
         if (top == -INFINITY) /* nothing, or a NaN that the maximum passed over */
             top = 0.0f;
-        sum = exponentials(x, e, range->n, top);
+        sum = exponentials(x, e, range->n, top, row_next(range, 0, row));
         vf scale = v_set(sum == 0.0f ? 0.0f : 1.0f / sum);
         FOR_VECTORS(i, part, range->n) row_put(y, i, row_get(e, i, part) * scale, part, range->stream);
         row_done(range, 0, row, 1);
