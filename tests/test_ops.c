@@ -128,8 +128,7 @@ static void check_variations(const case_run *want, const tpi_kernel *kernel, tpi
     }
     if (any) check_kernel(want, kernel, threads, v);
     if (c->from->op == TPI_ADAMW) return;
-    for (int k = 1; k < c->n_out; k++)
-        check_kernel(want, kernel, threads, (variation){{-1, -1, -1}, k});
+    for (int k = 1; k < c->n_out; k++) check_kernel(want, kernel, threads, (variation){{-1, -1, -1}, k});
 }
 
 static void check_case(const case_instance *instance, tpi_threads *one, tpi_threads *several) {

@@ -112,12 +112,12 @@ TP_API tp_status tp_graph_memory(tp_graph *graph, tp_lazy *const *outputs, int n
 
 /* ---- gradients ---- */
 
-/* Records the gradients of `loss` (a scalar: one element, float) with respect to `n` float nodes: grads[i] has
- * the shape and dtype of wrt[i]. A node that the loss does not depend on gets zeros. Reverse mode; what is not
- * needed for a wanted input is neither computed nor kept. Record gradients before evaluating: an evaluated
- * node is a leaf and ends the way back. Errors also stick in the graph: TP_EINVAL for a loss that is no scalar
- * or a leaf, or an open recompute segment; TP_EDTYPE for integers; TP_EUNSUPPORTED for an operation or an
- * input (a mask, rope's frequencies) without a gradient on the way. */
+/* Records the gradients of `loss` (a scalar: one element, float) with respect to `n` float nodes: grads[i]
+ * has the shape and dtype of wrt[i]. A node that the loss does not depend on gets zeros. Reverse mode; what
+ * is not needed for a wanted input is neither computed nor kept. Record gradients before evaluating: an
+ * evaluated node is a leaf and ends the way back. Errors also stick in the graph: TP_EINVAL for a loss that
+ * is no scalar or a leaf, or an open recompute segment; TP_EDTYPE for integers; TP_EUNSUPPORTED for an
+ * operation or an input (a mask, rope's frequencies) without a gradient on the way. */
 TP_API tp_status tp_graph_grad(tp_graph *graph, tp_lazy *loss, tp_lazy *const *wrt, int n, tp_lazy **grads);
 
 /* Nodes recorded between begin and end form a segment whose intermediate values are not kept for the
