@@ -1,16 +1,24 @@
 /* The register tile of the matrix product: MR rows by NR columns, one rank-1 update a step.
  *
  * The trick: the tile's size is a constant in each instance, so that all accumulators live in registers and a
- * step is nothing but two loads of b, a broadcast of each a and the fused multiply-adds. */
+ * step is nothing but two loads of b, a broadcast of each a and the fused multiply-adds. What the processor
+ * does not foresee is fetched early: c's rows, and rows of a b that is read in place, a page apart. */
 #include "backend/cpu/simd/gemm.h"
+
+#define AHEAD 12 /* steps from the fetching of a row of b to its use */
 
 INLINE void tile(int rows, int vectors, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
                  float *c, int64_t ldc, bool accumulate) {
     vf acc[MR][2];
     UNROLL for (int i = 0; i < rows; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = v_set(0.0f);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            acc[i][v] = v_set(0.0f);
+            if (accumulate) __builtin_prefetch(c + i * ldc + v * VW, 1, 3);
+        }
     }
     for (int64_t p = 0; p < k; p++) {
+        __builtin_prefetch(b + AHEAD * b_step, 0, 3);
+        if (vectors == 2) __builtin_prefetch(b + AHEAD * b_step + VW, 0, 3);
         vf b0 = v_load(b), b1 = vectors == 2 ? v_load(b + VW) : b0;
         UNROLL for (int i = 0; i < rows; i++) {
             vf x = v_set(a[i]);
@@ -50,7 +58,8 @@ TILES(1)
 TILES(2)
 TILES(3)
 TILES(4)
-TILES(5) TILES(6)
+TILES(5)
+TILES(6)
 #if MR > 6
     TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
 #endif
