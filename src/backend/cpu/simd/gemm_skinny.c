@@ -9,7 +9,7 @@
 #define FEW_ROWS    8
 #define FEW_COLUMNS 48
 #define DEEPEST     8192 /* the few columns' rows must stay near */
-#define SPAN        512  /* columns of c at a time */
+#define SPAN        2048 /* columns of c at a time: long enough for the processor to follow b's rows */
 #define BAND        32   /* rows of c at a time */
 
 /* What a dot tile reads: rows of p (large, any dtype) against rows of q (f32); results at out[i·op + j·oq].
@@ -33,9 +33,14 @@ INLINE void dot_tile(const dots *d, int dtype, int np, int nq, int64_t p0, int64
     UNROLL for (int i = 0; i < VW; i++) acc[i] = v_set(0.0f);
     int64_t k = 0;
     for (; k + VW <= d->k; k += VW) {
+        vf x[8];
         UNROLL for (int i = 0; i < np; i++) {
-            vf x = v_get(p[i], dtype, k, VW);
-            UNROLL for (int j = 0; j < nq; j++) acc[i * nq + j] = v_fma(x, v_load(q[j] + k), acc[i * nq + j]);
+            x[i] = v_get(p[i], dtype, k, VW);
+            __builtin_prefetch(p[i] + np * d->p_stride + k * dtype_size(dtype), 0, 3);
+        }
+        UNROLL for (int j = 0; j < nq; j++) {
+            vf y = v_load(q[j] + k);
+            UNROLL for (int i = 0; i < np; i++) acc[i * nq + j] = v_fma(x[i], y, acc[i * nq + j]);
         }
     }
     if (k < d->k) {
@@ -50,6 +55,13 @@ INLINE void dot_tile(const dots *d, int dtype, int np, int nq, int64_t p0, int64
         v_store(sums, v_sums(acc));
     } else {
         UNROLL for (int i = 0; i < np * nq; i++) sums[i] = v_sum(acc[i]);
+    }
+    if (!d->add && p0 + np <= d->p_rows && q0 + nq <= d->q_rows) {
+        UNROLL for (int i = 0; i < np; i++) {
+            float *to = d->out + (p0 + i) * d->op + q0 * d->oq;
+            UNROLL for (int j = 0; j < nq; j++) to[j * d->oq] = sums[i * nq + j];
+        }
+        return;
     }
     for (int i = 0; i < np && p0 + i < d->p_rows; i++) {
         for (int j = 0; j < nq && q0 + j < d->q_rows; j++) {
@@ -144,7 +156,7 @@ static void few_rows(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int6
     }
     for (int64_t j = n0; j < n1; j += SPAN) {
         int64_t n = least(SPAN, n1 - j);
-        memset(out, 0, sizeof(float) * FEW_ROWS * SPAN);
+        memset(out, 0, sizeof(float) * SPAN * (size_t)m);
         for (int t = 0; t < g->terms; t++) {
             const tpi_matrix *b = &g->term[t].b;
             int64_t k = g->term[t].k;

@@ -7,6 +7,7 @@
 #include "backend/cpu/simd/kernels.h"
 
 #define CACHE_LINE 64
+#define ROWS_APART 32 /* rows a thread from which the low-rank path is divided by rows alone */
 
 static int64_t dim(const tpi_operand *x, int from_end) {
     return x->rank >= from_end ? x->shape[x->rank - from_end] : 1;
@@ -185,20 +186,49 @@ static void scale(float *h, int64_t n, float s) {
     }
 }
 
-static void low_rank(const tpi_launch *launch, tpi_gemm *g) {
+/* h = s·x·A, then y as the sum of g's terms, h·B the last of them. */
+typedef struct low_rank {
+    tpi_gemm down, up;
+    float s, *h, *space;
+    size_t stride; /* floats of space a thread */
+} low_rank;
+
+static low_rank low_rank_of(const tpi_launch *launch, const tpi_gemm *g) {
     const tpi_step *step = launch->step;
     const tpi_attr_scalar *attr = step->attr;
     int k = first_factor(step);
     const tpi_operand *a = tpi_in_operand(step, k);
-    int64_t r = dim(a, 1);
-    float *h = tpi_scratch(launch), *rest = h + whole_lines(g->m * r) / sizeof(float);
-    tpi_gemm down = {.m = g->m, .n = r, .terms = 1, .c = h, .rs = r, .cs = 1, .c_dtype = TP_F32};
-    down.term[0] = (tpi_term){row_matrix(launch, 0), matrix(a, tpi_in(launch, k)), dim(a, 2)};
-    TPI_SIMD(gemm_batch)(launch->threads, &down, 1, only_item, NULL, rest);
-    scale(h, g->m * r, (float)attr->s);
-    g->term[g->terms++] =
+    int64_t r = dim(a, 1), held = (int64_t)whole_lines(g->m * r);
+    float *h = tpi_scratch(launch);
+    low_rank job = {.up = *g, .s = (float)attr->s, .h = h, .space = h + held / (int64_t)sizeof(float)};
+    job.down = (tpi_gemm){.m = g->m, .n = r, .terms = 1, .c = h, .rs = r, .cs = 1, .c_dtype = TP_F32};
+    job.down.term[0] = (tpi_term){row_matrix(launch, 0), matrix(a, tpi_in(launch, k)), dim(a, 2)};
+    job.up.term[job.up.terms++] =
         (tpi_term){{h, r, 1, TP_F32}, matrix(tpi_in_operand(step, k + 1), tpi_in(launch, k + 1)), r};
-    TPI_SIMD(gemm_batch)(launch->threads, g, 1, only_item, NULL, rest);
+    size_t all = TPI_SIMD(lora_scratch)(step, tpi_threads_count(launch->threads)) - (size_t)held;
+    job.stride = all / sizeof(float) / (size_t)tpi_threads_count(launch->threads);
+    return job;
+}
+
+/* One thread's rows, from x to y: nobody waits for another's h. */
+static void low_rank_rows(void *arg, int index, int count) {
+    const low_rank *job = arg;
+    int64_t m = job->up.m, r = job->down.n, begin = m * index / count, end = m * (index + 1) / count;
+    float *space = job->space + (size_t)index * job->stride;
+    TPI_SIMD(gemm_block)(&job->down, begin, end, 0, r, space);
+    scale(job->h + begin * r, (end - begin) * r, job->s);
+    TPI_SIMD(gemm_block)(&job->up, begin, end, 0, job->up.n, space);
+}
+
+static void run_low_rank(const tpi_launch *launch, const tpi_gemm *g) {
+    low_rank job = low_rank_of(launch, g);
+    if (g->terms == 0 && g->m >= ROWS_APART * tpi_threads_count(launch->threads)) {
+        tpi_parallel(launch->threads, low_rank_rows, &job);
+        return;
+    }
+    TPI_SIMD(gemm_batch)(launch->threads, &job.down, 1, only_item, NULL, job.space);
+    scale(job.h, g->m * job.down.n, job.s);
+    TPI_SIMD(gemm_batch)(launch->threads, &job.up, 1, only_item, NULL, job.space);
 }
 
 KERNEL(lora) {
@@ -206,7 +236,7 @@ KERNEL(lora) {
     if (!y->count) return TP_OK;
     tpi_gemm g = product(launch, tpi_row_count(y), dim(y, 1));
     g.terms = 0;
-    low_rank(launch, &g);
+    run_low_rank(launch, &g);
     return TP_OK;
 }
 
@@ -218,6 +248,6 @@ KERNEL(linear_lora) {
     g.term[0] =
         (tpi_term){row_matrix(launch, 0), matrix(tpi_in_operand(step, 1), tpi_in(launch, 1)), dim(x, 1)};
     if (step->n_in == 5) g.bias = tpi_in(launch, 4), g.bias_dtype = tpi_in_operand(step, 4)->dtype;
-    low_rank(launch, &g);
+    run_low_rank(launch, &g);
     return TP_OK;
 }

@@ -76,14 +76,6 @@ INLINE void v_put(void *data, int dtype, int64_t i, vf x, int64_t n) {
     }
 }
 
-/* VW vectors to one: element i is the sum of r[i]'s elements. */
-INLINE vf v_sums(vf r[VW]) {
-    v_transpose(r);
-    for (int width = VW / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) r[i] = r[i] + r[i + width];
-    return r[0];
-}
-
 static inline vi v_mul_low(vi a, uint32_t m) {
     return (vi)((vu)a * (vu)v_seti((int32_t)m));
 }

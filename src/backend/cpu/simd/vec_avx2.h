@@ -174,4 +174,16 @@ static inline void v_transpose(vf r[VW]) {
     }
 }
 
+/* VW vectors to one: element i is the sum of r[i]'s elements. Each step halves the vectors. */
+static inline vf v_sums(vf r[VW]) {
+    vf t[4];
+    for (int i = 0; i < 4; i++)
+        t[i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]) + _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    for (int i = 0; i < 2; i++) {
+        __m256d x = _mm256_castps_pd(t[2 * i]), y = _mm256_castps_pd(t[2 * i + 1]);
+        t[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(x, y)) + _mm256_castpd_ps(_mm256_unpackhi_pd(x, y));
+    }
+    return _mm256_permute2f128_ps(t[0], t[1], 0x20) + _mm256_permute2f128_ps(t[0], t[1], 0x31);
+}
+
 #endif

@@ -161,4 +161,23 @@ static inline void v_transpose(vf r[VW]) {
     }
 }
 
+/* Two vectors' halves of one kind, added: what a step of v_sums does to a pair. */
+static inline vf v_pair_quarters(vf a, vf b) {
+    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+}
+static inline vf v_pair_words(vf a, vf b) {
+    __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)) + _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+}
+
+/* VW vectors to one: element i is the sum of r[i]'s elements. Each step halves the vectors. */
+static inline vf v_sums(vf r[VW]) {
+    vf t[8];
+    for (int i = 0; i < 8; i++)
+        t[i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]) + _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    for (int i = 0; i < 4; i++) t[i] = v_pair_words(t[2 * i], t[2 * i + 1]);
+    for (int i = 0; i < 2; i++) t[i] = v_pair_quarters(t[2 * i], t[2 * i + 1]);
+    return v_pair_quarters(t[0], t[1]);
+}
+
 #endif
