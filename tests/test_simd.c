@@ -385,6 +385,47 @@ Test(simd, softmax_extremes) {
     must(&t);
 }
 
+static void check_softmax_dim(tp_dtype dtype, int dim, int rank, const int64_t *shape) {
+    tpi_attr_dim attr = {dim};
+    trial t = {.low = -9.0f, .high = 9.0f};
+    for (int k = 0; k < 3; k++) t.operands[k] = dense(dtype, rank, shape);
+    begin(&t, TPI_SOFTMAX, 1, 1, &attr);
+    must(&t);
+    trial u = {.low = -1.0f, .high = 1.0f, .tolerance = 1e-4};
+    memcpy(u.operands, t.operands, sizeof u.operands);
+    begin(&u, TPI_SOFTMAX_GRAD, 2, 1, &attr);
+    must(&u);
+}
+
+Test(simd, softmax_across) {
+    for (int d = 0; d < 3; d++)
+        for (int64_t inner = 1; inner <= 40; inner += 3) {
+            check_softmax_dim(float_types[d], 0, DIMS(37, inner));
+            check_softmax_dim(float_types[d], 1, DIMS(3, 16, inner));
+        }
+    check_softmax_dim(TP_F32, 0, DIMS(40, 700));
+    check_softmax_dim(TP_F32, 0, DIMS(9000, 5));
+    check_softmax_dim(TP_F32, 1, DIMS(2, 17, 7, 111));
+}
+
+/* Columns: huge, NaN, rising block by block from -inf, all -inf, +inf. */
+Test(simd, softmax_across_extremes) {
+    const int64_t n = 50, columns = 5;
+    tpi_attr_dim attr = {0};
+    trial t = {0};
+    t.operands[0] = t.operands[1] = dense(TP_F32, DIMS(n, columns));
+    float *x = calloc((size_t)(n * columns), sizeof *x);
+    for (int64_t i = 0; i < n; i++) {
+        x[i * columns + 2] = i < 20 ? -INFINITY : 10.0f * (float)i;
+        x[i * columns + 3] = -INFINITY;
+    }
+    x[0] = 1e4f, x[30 * columns] = -1e4f;
+    x[17 * columns + 1] = NAN, x[33 * columns + 4] = INFINITY;
+    t.data[0] = x;
+    begin(&t, TPI_SOFTMAX, 1, 1, &attr);
+    must(&t);
+}
+
 static void check_norm(tpi_op op, int n_in, int n_out, int rows_in, tp_dtype dtype, int64_t n,
                        unsigned missing) {
     tpi_attr_norm attr = {1e-5};

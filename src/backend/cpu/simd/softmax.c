@@ -1,18 +1,24 @@
-/* softmax, its gradient and logsumexp over the last dimension.
+/* softmax and its gradient over any dimension.
  *
- * A row is read from memory once: its maximum, the exponentials and their sum, and the scaling are three
- * passes over what is by then in the first cache. */
+ * Over the last one a row is read from memory once: its maximum, the exponentials and their sum, and the
+ * scaling are three passes over what is by then in the first cache. Over another dimension the lanes of a
+ * vector are neighbouring sums; the trick is one reading pass for maximum and sum together, in which a sum is
+ * scaled down when a block of steps raises its maximum (Milakov and Gimelshein 2018). */
 #include "backend/cpu/simd/row.h"
 
 #define BUFFERS 3
 
-static bool last_dim(const tpi_step *step, const tpi_operand *x) {
+#define SPAN 1024 /* sums side by side: their state stays in the first cache */
+#define BLOCK                                                                                                \
+    8 /* steps along the dimension between two scalings: rows a page apart share a set of the cache */
+
+static bool last_dim(const tpi_step *step) {
     const tpi_attr_dim *attr = step->attr;
-    return x->rank >= 1 && attr->dim == x->rank - 1;
+    return attr->dim == tpi_in_operand(step, 0)->rank - 1;
 }
 
 ACCEPTS(softmax_accepts) {
-    return tpi_all_contiguous_floats(step) && last_dim(step, tpi_in_operand(step, 0));
+    return tpi_all_contiguous_floats(step) && tpi_in_operand(step, 0)->rank >= 1;
 }
 SCRATCH(softmax_scratch) {
     return TPI_SIMD(row_scratch)(tpi_row_length(tpi_in_operand(step, 0)), BUFFERS, threads);
@@ -45,12 +51,6 @@ static void softmax_rows(const row_range *range) {
     }
 }
 
-KERNEL(softmax) {
-    const tpi_operand *x = tpi_in_operand(launch->step, 0);
-    TPI_SIMD(for_rows)(launch, tpi_row_count(x), tpi_row_length(x), BUFFERS, softmax_rows);
-    return TP_OK;
-}
-
 /* dx = y · (dy - Σ y·dy) */
 static void softmax_grad_rows(const row_range *range) {
     for (int64_t row = range->begin; row < range->end; row++) {
@@ -64,8 +64,93 @@ static void softmax_grad_rows(const row_range *range) {
     }
 }
 
-KERNEL(softmax_grad) {
+/* ---- over a dimension that is not the last: n steps, `inner` elements apart ---- */
+
+typedef struct across {
+    const tpi_launch *launch;
+    int64_t n, inner;
+    void (*columns)(const struct across *job, int64_t at, int64_t width);
+} across;
+
+static vf across_get(const across *job, int k, int64_t i, int64_t part) {
+    return v_get(tpi_in(job->launch, k), tpi_in_operand(job->launch->step, k)->dtype, i, part);
+}
+static void across_put(const across *job, int64_t i, vf y, int64_t part) {
+    v_put(tpi_out(job->launch, 0), tpi_out_operand(job->launch->step, 0)->dtype, i, y, part);
+}
+
+/* Steps [0, rows) from element `at`: raises top and scales sum down where the block demands it. */
+static void add_block(const across *job, int64_t at, int64_t rows, int64_t part, float *top, float *sum) {
+    vf old = v_load(top), high = old, total = v_set(0.0f);
+    for (int64_t r = 0; r < rows; r++) high = v_max(across_get(job, 0, at + r * job->inner, part), high);
+    vf base = v_blend(v_eq(high, v_set(-INFINITY)), v_set(0.0f), high);
+    for (int64_t r = 0; r < rows; r++)
+        total = total + v_exp(across_get(job, 0, at + r * job->inner, part) - base);
+    v_store(top, high);
+    v_store(sum, v_fma(v_load(sum), v_exp(old - base), total));
+}
+
+/* `width` ≤ SPAN sums side by side, the first element at `at`. */
+static void softmax_columns(const across *job, int64_t at, int64_t width) {
+    float top[SPAN], sum[SPAN];
+    for (int64_t i = 0; i < width; i += VW) v_store(top + i, v_set(-INFINITY)), v_store(sum + i, v_set(0.0f));
+    for (int64_t r = 0; r < job->n; r += BLOCK) FOR_VECTORS(i, part, width) {
+            add_block(job, at + r * job->inner + i, least(BLOCK, job->n - r), part, top + i, sum + i);
+        }
+    for (int64_t i = 0; i < width; i += VW) {
+        vf t = v_load(top + i), s = v_load(sum + i), zero = v_set(0.0f);
+        v_store(top + i, v_blend(v_eq(t, v_set(-INFINITY)), zero, t));
+        v_store(sum + i, v_blend(v_eq(s, zero), zero, v_set(1.0f) / s));
+    }
+    for (int64_t r = 0; r < job->n; r++, at += job->inner) FOR_VECTORS(i, part, width) {
+            vf e = v_exp(across_get(job, 0, at + i, part) - v_load(top + i));
+            across_put(job, at + i, e * v_load(sum + i), part);
+        }
+}
+
+static void softmax_grad_columns(const across *job, int64_t at, int64_t width) {
+    float dot[SPAN];
+    for (int64_t i = 0; i < width; i += VW) v_store(dot + i, v_set(0.0f));
+    for (int64_t r = 0, from = at; r < job->n; r++, from += job->inner) FOR_VECTORS(i, part, width) {
+            vf y = across_get(job, 0, from + i, part), dy = across_get(job, 1, from + i, part);
+            v_store(dot + i, v_fma(y, dy, v_load(dot + i)));
+        }
+    for (int64_t r = 0; r < job->n; r++, at += job->inner) FOR_VECTORS(i, part, width) {
+            vf dy = across_get(job, 1, at + i, part) - v_load(dot + i);
+            across_put(job, at + i, across_get(job, 0, at + i, part) * dy, part);
+        }
+}
+
+/* Sums [begin, end), counted through the inner dimensions first. */
+static void run_across(void *arg, int64_t begin, int64_t end) {
+    const across *job = arg;
+    while (begin < end) {
+        int64_t outer = begin / job->inner, i = begin % job->inner;
+        int64_t width = least(least(SPAN, job->inner - i), end - begin);
+        job->columns(job, outer * job->n * job->inner + i, width);
+        begin += width;
+    }
+}
+
+static tp_status along(const tpi_launch *launch, row_fn *rows,
+                       void (*columns)(const across *job, int64_t at, int64_t width)) {
     const tpi_operand *x = tpi_in_operand(launch->step, 0);
-    TPI_SIMD(for_rows)(launch, tpi_row_count(x), tpi_row_length(x), BUFFERS, softmax_grad_rows);
+    const tpi_attr_dim *attr = launch->step->attr;
+    if (!x->count) return TP_OK;
+    if (last_dim(launch->step)) {
+        TPI_SIMD(for_rows)(launch, tpi_row_count(x), tpi_row_length(x), BUFFERS, rows);
+        return TP_OK;
+    }
+    across job = {launch, x->shape[attr->dim], 1, columns};
+    for (int d = (int)attr->dim + 1; d < x->rank; d++) job.inner *= x->shape[d];
+    tpi_parallel_for(launch->threads, x->count / job.n, most(VW, 8192 / job.n), run_across, &job);
     return TP_OK;
+}
+
+KERNEL(softmax) {
+    return along(launch, softmax_rows, softmax_columns);
+}
+
+KERNEL(softmax_grad) {
+    return along(launch, softmax_grad_rows, softmax_grad_columns);
 }
