@@ -112,7 +112,7 @@ Test(async, failures_surface_where_results_are_read) {
     tp_graph_reset(g);
     must(tp_lazy_eval(tp_lazy_neg(tp_lazy_from_tensor(g, s)), NULL));
     tp_event_release(event), tp_event_release(second);
-    tp_tensor_release(s), tp_tensor_release(table), tp_tensor_release(before), tp_tensor_release(ids);
+    tp_tensor_release(s), tp_tensor_release(table), tp_tensor_release(before);
     tp_tensor_release(r[0]), tp_tensor_release(r[1]), tp_tensor_release(more);
 }
 

@@ -118,7 +118,8 @@ static long resident_pages(void) {
 /* TAPER_ROUNDS=1000000 is the long form. */
 Test(memory, rounds_leave_nothing_behind, .timeout = 600) {
     const char *text = getenv("TAPER_ROUNDS");
-    long rounds = text ? atol(text) : 100000, start = 0;
+    long rounds = text ? atol(text) : 100000;
+    long start = 0;
     int64_t live = 0;
     tp_tensor *x = random_tensor(2, SHAPE(4, 8), 1), *w = random_tensor(2, SHAPE(8, 8), 2);
     for (long i = 0; i < rounds; i++) {
@@ -130,8 +131,11 @@ Test(memory, rounds_leave_nothing_behind, .timeout = 600) {
         if (i == rounds / 10) start = resident_pages(), live = tpi_alloc_live();
     }
     cr_assert_eq(tpi_alloc_live(), live);
+    cr_assert_gt(start, 0);
+#ifndef __SANITIZE_ADDRESS__ /* it keeps freed memory back */
     long grown = (resident_pages() - start) * sysconf(_SC_PAGESIZE);
     cr_assert_leq(grown, 1 << 20, "%ld bytes more after %ld rounds", grown, rounds);
+#endif
     cr_assert_eq(stats().plans, 4);
     tp_tensor_release(x), tp_tensor_release(w);
 }

@@ -89,18 +89,18 @@ bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride) {
 
 /* ---- storages ---- */
 
+/* Storages and tensors are made by every evaluation: malloc serves them from the thread's own list, calloc
+ * would not. */
 tp_status tpi_storage_create(tp_device *device, size_t bytes, tpi_storage **out) {
     *out = NULL;
-    tpi_storage *storage = tpi_calloc(1, sizeof *storage);
+    tpi_storage *storage = tpi_malloc(sizeof *storage);
     if (!storage) return TP_ENOMEM;
+    *storage = (tpi_storage){.references = 1, .device = device, .bytes = bytes};
     tp_status status = tpi_memory_take(device->memory, bytes, &storage->data);
     if (status != TP_OK) {
         tpi_free(storage);
         return status;
     }
-    atomic_init(&storage->references, 1);
-    storage->device = device;
-    storage->bytes = bytes;
     *out = storage;
     return TP_OK;
 }
@@ -125,18 +125,14 @@ void tpi_storage_release(tpi_storage *storage) {
 
 tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
                         const int64_t *stride, size_t offset, tp_tensor **out) {
-    tp_tensor *tensor = tpi_calloc(1, sizeof *tensor);
+    tp_tensor *tensor = tpi_malloc(sizeof *tensor);
     *out = tensor;
     if (!tensor) {
         tpi_storage_release(storage);
         return TP_ENOMEM;
     }
-    atomic_init(&tensor->references, 1);
-    tensor->dtype = dtype;
-    tensor->rank = rank;
-    tensor->storage = storage;
-    tensor->offset = offset;
-    tensor->count = 1;
+    *tensor = (tp_tensor){
+        .references = 1, .dtype = dtype, .rank = rank, .count = 1, .offset = offset, .storage = storage};
     for (int d = 0; d < rank; d++) {
         tensor->shape[d] = shape[d];
         tensor->count *= shape[d];

@@ -2,6 +2,7 @@
 #include "graph/plan.h"
 #include "core/alloc.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define BUCKETS 1024
@@ -93,6 +94,13 @@ static void insert(tpi_plan_cache *cache, tpi_plan *plan) {
 
 /* ---- finding ---- */
 
+static bool same_step(const tpi_step *a, const tpi_step *b) {
+    return a->op == b->op && a->kernel == b->kernel && a->n_in == b->n_in && a->n_out == b->n_out &&
+           a->scratch == b->scratch && a->optional_missing == b->optional_missing &&
+           memcmp(a->slots, b->slots, ((size_t)a->n_in + a->n_out + 1) * sizeof *a->slots) == 0 &&
+           memcmp(a->operands, b->operands, ((size_t)a->n_in + a->n_out) * sizeof *a->operands) == 0;
+}
+
 /* TP_PLAN_CHECK=1: the plan that a hit gives must be the one that planning would give. */
 static tp_status check_again(tp_graph *graph, const tpi_order *order, const tpi_plan *plan) {
     tpi_plan *again;
@@ -100,16 +108,22 @@ static tp_status check_again(tp_graph *graph, const tpi_order *order, const tpi_
     bool same = again->n_steps == plan->n_steps && again->n_slots == plan->n_slots &&
                 again->arena_bytes == plan->arena_bytes && again->n_results == plan->n_results &&
                 memcmp(again->slots, plan->slots, plan->n_slots * sizeof *plan->slots) == 0;
-    for (uint32_t i = 0; same && i < plan->n_steps; i++)
-        same = again->steps[i].op == plan->steps[i].op && again->steps[i].kernel == plan->steps[i].kernel;
+    for (uint32_t i = 0; same && i < plan->n_steps; i++) same = same_step(&again->steps[i], &plan->steps[i]);
     tpi_plan_release(again);
     return same ? TP_OK : tpi_fail(TP_EINTERNAL, "plan check: the cached plan differs from a new one");
 }
 
-/* Why there was no plan: the newest plan of the same length shows the first word that differs. */
+/* Why there was no plan: where the recording leaves the plan made or used last. */
 static void explain_miss(const tp_graph *graph, const tpi_order *order, const tpi_plan_cache *cache) {
     if (!tpi_verbose(graph->context, TPI_TOPIC_PLAN)) return;
-    const char *why = cache->plans == 0 ? "the cache is empty" : "no plan has this key";
+    char why[TPI_SHAPE_TEXT + 96] = "the cache is empty", shape[TPI_SHAPE_TEXT];
+    const tp_lazy *node = cache->newest ? tpi_key_difference(graph, order, cache->newest) : NULL;
+    if (node)
+        snprintf(why, sizeof why, "the newest plan has no %s %s%s at node %u", tpi_ops[node->record.op].name,
+                 tp_dtype_name((tp_dtype)node->record.dtype),
+                 tpi_shape_text(node->record.rank, tpi_node_shape(node), shape), node->id);
+    else if (cache->newest)
+        snprintf(why, sizeof why, "the newest plan has other outputs, assignments or nodes");
     tpi_log(graph->context, TP_LOG_INFO, "plan: miss, %zu nodes, key %016llx: %s (%llu plans)", order->count,
             (unsigned long long)order->hash, why, (unsigned long long)cache->plans);
 }

@@ -11,7 +11,7 @@
 
 static tp_status reserve_scratch(tp_graph *graph) {
     size_t old = graph->marks_capacity;
-    TPI_TRY(tpi_grow(&graph->marks, &graph->marks_capacity, graph->count, 1));
+    TPI_TRY(tpi_grow(&graph->marks, &graph->marks_capacity, graph->count + 1, 1)); /* never NULL */
     memset(graph->marks + old, 0, graph->marks_capacity - old);
     return tpi_grow(&graph->order, &graph->order_capacity, graph->count, sizeof(tp_lazy *));
 }
@@ -70,11 +70,14 @@ static const uint64_t *record_words(const tp_lazy *node) {
     return (const uint64_t *)(const void *)&node->record;
 }
 
-bool tpi_key_equal(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan) {
-    if (plan->hash != order->hash) return false;
+/* Compares with the plan's key from the top. True if all agrees; else *first is the first node that does not,
+ * NULL if outputs, assignments or settings do not, or the plan has more nodes. */
+static bool compare(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan,
+                    const tp_lazy **first) {
     uint32_t top = order->count ? order->nodes[0]->id : 0, previous = top;
     const uint64_t *key = plan->key, *end = plan->key + plan->key_words;
     size_t header = header_words(graph, order);
+    *first = NULL;
     if (header > plan->key_words) return false;
     for (size_t i = 0; i < header; i++)
         if (*key++ != header_word(graph, order, i, top)) return false;
@@ -82,12 +85,25 @@ bool tpi_key_equal(const tp_graph *graph, const tpi_order *order, const tpi_plan
         const tp_lazy *node = order->nodes[i];
         size_t words = node->record_words + 1;
         if ((size_t)(end - key) < words + 1 || key[0] != previous - node->id ||
-            memcmp(key + 1, record_words(node), words * 8) != 0)
+            memcmp(key + 1, record_words(node), words * 8) != 0) {
+            *first = node;
             return false;
+        }
         key += words + 1;
         previous = node->id;
     }
     return key == end;
+}
+
+bool tpi_key_equal(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan) {
+    const tp_lazy *first;
+    return plan->hash == order->hash && compare(graph, order, plan, &first);
+}
+
+const tp_lazy *tpi_key_difference(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan) {
+    const tp_lazy *first;
+    compare(graph, order, plan, &first);
+    return first;
 }
 
 tp_status tpi_key_store(const tp_graph *graph, const tpi_order *order, tpi_plan *plan) {

@@ -72,6 +72,9 @@ tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_ord
 
 /* Whether `plan` was made for exactly this recording, and the key itself, into the plan's memory. */
 bool tpi_key_equal(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan);
+
+/* The first node, from the top, that the plan was not made for; NULL if the difference is not in a node. */
+const tp_lazy *tpi_key_difference(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan);
 tp_status tpi_key_store(const tp_graph *graph, const tpi_order *order, tpi_plan *plan);
 
 /* Plans a recording (lower, fuse, select, place). Owned. */
