@@ -422,3 +422,17 @@ Test(views, unwanted_outputs_do_not_lose_the_vector_kernel) {
     cr_assert_eq(steps_with(outputs, 2, "attention/avx"), vector);
     cr_assert_eq(steps_with(outputs, 2, "cross_entropy/avx"), vector);
 }
+
+/* The caches of two layers, written at the same positions: neither is copied, though a write can fail. */
+Test(views, caches_of_all_layers_are_written_in_place) {
+    const int32_t first[] = {2};
+    tp_lazy *start = tp_lazy_from_slice(g, tp_device_cpu(ctx), TP_I32, 1, SHAPE(1), first);
+    tp_lazy *row = random_leaf(3, SHAPE(1, 1, 4), 1), *sums[2];
+    for (int i = 0; i < 2; i++) {
+        tp_lazy *cache = random_leaf(3, SHAPE(1, 8, 4), (uint64_t)(2 + i));
+        sums[i] =
+            tp_lazy_sum(tp_lazy_assign(cache, tp_lazy_cache_write(cache, row, start)), TP_ALL_DIMS, false);
+    }
+    cr_assert_eq(steps_with(sums, 2, "cache_write"), 2);
+    cr_assert_eq(steps_with(sums, 2, "copy"), 0);
+}

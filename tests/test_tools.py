@@ -5,7 +5,6 @@
 
 import json
 import random
-import struct
 import sys
 import unittest
 from collections import Counter
@@ -16,7 +15,6 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import make_verses
 import sword
-import to_bf16
 import train_bpe
 
 MODEL = ROOT / "models" / "taper-wick"
@@ -117,27 +115,6 @@ class BpeTest(unittest.TestCase):
             left, right = merge.split(" ")
             self.assertEqual(vocabulary[left + right], 256 + rank)
             self.assertLess(max(vocabulary[left], vocabulary[right]), 256 + rank)
-
-
-class Bf16Test(unittest.TestCase):
-    def test_rounds_to_nearest_even(self):
-        cases = [(0x3F800000, 0x3F80), (0x3F808000, 0x3F80), (0x3F808001, 0x3F81), (0x3F818000, 0x3F82),
-                 (0x80000000, 0x8000), (0x7F7FFFFF, 0x7F80), (0xFF800000, 0xFF80), (0x7F800001, 0x7FC0)]
-        rounded = to_bf16.round_to_bf16(b"".join(struct.pack("<I", word) for word, _ in cases))
-        self.assertEqual(list(struct.unpack(f"<{len(cases)}H", rounded)), [half for _, half in cases])
-
-    def test_file(self):
-        header = json.dumps({"__metadata__": {"format": "pt"},
-                             "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
-                             "a": {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-        data = struct.pack("<iff", 7, 1.0, -2.0)
-        out = to_bf16.convert(len(header).to_bytes(8, "little") + header + data)
-        size = int.from_bytes(out[:8], "little")
-        self.assertEqual(json.loads(out[8 : 8 + size]), {
-            "__metadata__": {"format": "pt"},
-            "a": {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]},
-            "b": {"dtype": "BF16", "shape": [2], "data_offsets": [4, 8]}})
-        self.assertEqual(out[8 + size :], struct.pack("<iHH", 7, 0x3F80, 0xC000))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,9 @@ python3 tools/train_bpe.py "$work/text/train.jsonl" $model/tokenizer.json
 
 # The start has a configuration and no weights: the trainer draws them at random.
 cp $model/config.json $model/generation_config.json $model/tokenizer.json $model/tokenizer_config.json "$work/start"
-resume=
-[ ! -d "$work/out" ] || resume=--resume
-"$taper" train --method full -m "$work/start" -d "$work/text" -o "$work/out" $resume \
-    --loss all --pack --max-seq 256 --overlong split --batch-size 16 --epochs 4 \
-    --lr 3e-3 --schedule cosine --warmup 0.03 --optimizer adamw --weight-decay 0.1 --clip 1.0 --seed 0 \
-    --eval-every 250 --val-batches 25 --save-every 250 --keep 1
+"$taper" train --method full -m "$work/start" -d "$work/text" -o "$work/out" --resume=auto \
+    --loss all --pack --max-seq 256 --overlong split --batch-size 16 --iters 1600 \
+    --lr 4e-3 --schedule cosine --warmup 0.03 --weight-decay 0.1 --beta2 0.95 --clip 1.0 --seed 0 \
+    --eval-every 400 --val-batches 3 --save-every 100 --keep 2 --dtype bf16
 
-python3 tools/to_bf16.py "$work/out/model.safetensors" $model/model.safetensors
+cp "$work/out/model.safetensors" $model/model.safetensors

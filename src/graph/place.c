@@ -120,10 +120,27 @@ static tp_status save_old_state(tpi_ir *ir) {
     return TP_OK;
 }
 
+/* A cache_write checks positions against sizes: after one that passed, another with the same positions and
+ * sizes passes too. So the caches of all layers are written in place. */
+static bool repeats_check(const tpi_ir *ir, const tpi_inst *inst, const tpi_inst *earlier) {
+    if (!earlier || inst->in[2] != earlier->in[2]) return false;
+    for (int k = 0; k < 2; k++) {
+        const tpi_operand *a = &ir->values[inst->in[k]].operand, *b = &ir->values[earlier->in[k]].operand;
+        if (a->shape[0] != b->shape[0] || a->shape[1] != b->shape[1]) return false;
+    }
+    return true;
+}
+
+/* The last instruction that can still fail. */
 static uint32_t last_failing_inst(const tpi_ir *ir) {
+    const tpi_inst *write = NULL;
     uint32_t last = 0;
-    for (uint32_t i = 0; i < ir->n_insts; i++)
-        if (tpi_ops[ir->insts[i].op].flags & TPI_FLAG_CAN_FAIL) last = i;
+    for (uint32_t i = 0; i < ir->n_insts; i++) {
+        const tpi_inst *inst = &ir->insts[i];
+        if (!(tpi_ops[inst->op].flags & TPI_FLAG_CAN_FAIL)) continue;
+        if (inst->op != TPI_CACHE_WRITE || !repeats_check(ir, inst, write)) last = i;
+        if (inst->op == TPI_CACHE_WRITE) write = inst;
+    }
     return last;
 }
 

@@ -61,19 +61,19 @@ TILES(4)
 TILES(5)
 TILES(6)
 #if MR > 6
-    TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
+TILES(7)
+TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
 #endif
 #if MR > 12
-        TILES(13) TILES(14)
+    TILES(13) TILES(14)
 #endif
 
-            static tile_fn *const tiles[MR][2] = {
-                NAMES(1),  NAMES(2), NAMES(3), NAMES(4),  NAMES(5),  NAMES(6),
+        static tile_fn *const tiles[MR][2] = {NAMES(1),  NAMES(2), NAMES(3), NAMES(4),  NAMES(5),  NAMES(6),
 #if MR > 6
-                NAMES(7),  NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12),
+                                              NAMES(7),  NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12),
 #endif
 #if MR > 12
-                NAMES(13), NAMES(14)
+                                              NAMES(13), NAMES(14)
 #endif
 };
 
