@@ -54,28 +54,25 @@ typedef void tile_fn(int64_t n, int64_t k, const float *a, const float *b, int64
 #define NAMES(r)                                                                                             \
     { tile_##r##_1, tile_##r##_2 }
 
-TILES(1)
-TILES(2)
-TILES(3)
-TILES(4)
-TILES(5)
-TILES(6)
+/* clang-format off */
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 #if MR > 6
-TILES(7)
-TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
+TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
 #endif
 #if MR > 12
-    TILES(13) TILES(14)
+TILES(13) TILES(14)
 #endif
 
-        static tile_fn *const tiles[MR][2] = {NAMES(1),  NAMES(2), NAMES(3), NAMES(4),  NAMES(5),  NAMES(6),
+static tile_fn *const tiles[MR][2] = {
+    NAMES(1), NAMES(2), NAMES(3), NAMES(4), NAMES(5), NAMES(6),
 #if MR > 6
-                                              NAMES(7),  NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12),
+    NAMES(7), NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12),
 #endif
 #if MR > 12
-                                              NAMES(13), NAMES(14)
+    NAMES(13), NAMES(14),
 #endif
 };
+/* clang-format on */
 
 void TPI_SIMD(gemm_tile)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
                          float *c, int64_t ldc, bool accumulate) {
