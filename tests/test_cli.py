@@ -50,8 +50,7 @@ class CliTest(unittest.TestCase):
         cls.work = Path(tempfile.mkdtemp(prefix="taper-cli-"))
         cls.addClassCleanup(shutil.rmtree, cls.work)
         # Fontconfig, which draws the plot's text, keeps its caches to the end of the process.
-        (cls.work / "lsan").write_text("leak:libfontconfig\n")
-        os.environ.setdefault("LSAN_OPTIONS", f"suppressions={cls.work}/lsan:print_suppressions=0")
+        os.environ.setdefault("LSAN_OPTIONS", f"suppressions={ROOT}/tests/lsan.supp:print_suppressions=0")
         start = cls.work / "start"
         start.mkdir()
         for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
