@@ -72,3 +72,22 @@ tp_lazy *ways_leaf(const ways *w, tp_graph *g, const ways_tensor *t) {
     tp_context *ctx = tp_graph_context(g);
     return tp_lazy_from_tensor(g, t->in[ctx == w->context ? 0 : ctx == w->cold ? 1 : 2]);
 }
+
+int ways_rows(int argc, char **argv, const char *title, tp_lazy *(*record)(ways *w, tp_graph *g),
+              void (*eager)(ways *w)) {
+    enum { SIDE = 4096 };
+    ways_tensor x;
+    ways w = {.record = record, .eager = eager, .user = &x};
+    w.names[0] = "eager", w.names[1] = "lazy, cached plan", w.names[2] = "lazy, cold plan",
+    w.names[3] = "host alone";
+    w.bytes = 2.0 * SIDE * SIDE * sizeof(float);
+    w.host_target = 1e-6;
+    ways_open(&w, argc, argv);
+    ways_randn(&w, 2, (int64_t[]){SIDE, SIDE}, 1, &x);
+    bench_entry entries[WAYS];
+    ways_entries(&w, entries);
+    int status = bench_run(argc, argv, title, entries, WAYS);
+    ways_release(&x);
+    ways_close(&w);
+    return status;
+}

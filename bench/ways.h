@@ -35,4 +35,9 @@ void ways_release(ways_tensor *t);
 /* The leaf of the copy that belongs to the graph. */
 tp_lazy *ways_leaf(const ways *w, tp_graph *g, const ways_tensor *t);
 
+/* The whole program of an operation over the rows of a [4096, 4096] tensor: `user` is its ways_tensor, its
+ * bytes one read and one write. Returns main's status. */
+int ways_rows(int argc, char **argv, const char *title, tp_lazy *(*record)(ways *w, tp_graph *g),
+              void (*eager)(ways *w));
+
 #endif
