@@ -2,6 +2,7 @@
 #include "cases.h"
 
 #include "core/convert.h"
+#include "ops/check.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -98,16 +99,15 @@ static bool infer_outputs(case_instance *c) {
     tpi_signature in[CASE_OPERANDS] = {0};
     tpi_infer call = {.op = c->from->op, .n_in = c->n_in, .in = in, .attr = c->from->attr};
     for (int k = 0; k < c->n_in; k++) {
-        in[k].dtype = c->operands[k].operand.dtype;
-        in[k].rank = c->operands[k].operand.rank;
-        memcpy(in[k].shape, c->operands[k].operand.shape, sizeof in[k].shape);
+        const tpi_operand *operand = &c->operands[k].operand;
+        in[k] = (tpi_signature){operand->dtype, operand->rank, operand->shape};
     }
     if (!desc->infer || desc->infer(&call) != TP_OK) return false;
     for (c->n_out = 0; c->n_out < desc->n_out; c->n_out++) {
         case_operand *out = &c->operands[c->n_in + c->n_out];
         out->operand.dtype = call.out[c->n_out].dtype;
         out->operand.rank = call.out[c->n_out].rank;
-        memcpy(out->operand.shape, call.out[c->n_out].shape, sizeof out->operand.shape);
+        tpi_copy_shape(&call.out[c->n_out], out->operand.shape);
         lay_out(out);
     }
     return true;

@@ -7,8 +7,8 @@ Sources: the World English Bible (without the books that data/verses holds out),
 glosses and examples of WordNet, the Jargon File and the Devil's Dictionary. The King James Bible is never read
 here. Each source is a function that yields documents; all come out as ASCII, one line a paragraph.
 
-A small share of the documents says each of a few sentences twice. So little text teaches a small model to
-copy from its context late or never, and rewriting a verse is mostly copying.
+A share of the documents says things twice. So little text teaches a small model to copy from its context late
+or never, and rewriting a verse is mostly copying.
 """
 
 import gzip
@@ -27,8 +27,10 @@ WORDNET = Path("/usr/share/wordnet")
 DICTIONARIES = Path("/usr/share/dictd")
 SEED = 1811
 VALID_EVERY = 100  # one document in so many is held out
-ECHO_SENTENCES = 12000
-ECHO_GROUP = 4  # sentences a document, each said twice
+LISTED_PAIRS = 8000
+REPEATED_PAIRS = 14000
+SHORTENED_PAIRS = 10000
+ECHO_GROUP = 3  # pairs a document
 SYNSETS_PER_DOCUMENT = 8
 
 
@@ -108,14 +110,44 @@ def devil():
                         for part in parts)
 
 
+def words_of(text):
+    return re.findall(r"[A-Za-z]+", text)
+
+
+def thinned(sentence, chooser):
+    """The sentence without about one word in six."""
+    return " ".join(word for word in sentence.split() if chooser.random() > 1 / 6)
+
+
 def echoes(documents, chooser):
-    """Documents that say each of a few sentences twice."""
-    sentences = []
+    """Documents of a few pairs: a line, then the same line again, of one of three kinds. Lists of random words are
+    where nothing but the context helps; sentences are what will be asked; a sentence that comes again with words
+    missing teaches to find the place again. Half of the documents put a label before each line."""
+    sentences, vocabulary = [], set()
     for document in documents:
         sentences += re.findall(r"(?<=[.!?] )[A-Z][^.!?\n]{30,160}[.!?](?= )", document)
-    chosen = chooser.sample(sentences, ECHO_SENTENCES)
-    for i in range(0, ECHO_SENTENCES, ECHO_GROUP):
-        yield "\n".join(f"{sentence}\n{sentence}" for sentence in chosen[i : i + ECHO_GROUP])
+        vocabulary.update(words_of(document))
+    vocabulary = sorted(vocabulary)
+
+    def listed():
+        line = " ".join(chooser.choices(vocabulary, k=chooser.randint(5, 20)))
+        return line, line
+
+    def repeated():
+        line = chooser.choice(sentences)
+        return line, line
+
+    def shortened():
+        line = chooser.choice(sentences)
+        return line, thinned(line, chooser)
+
+    for kind, count in ((listed, LISTED_PAIRS), (repeated, REPEATED_PAIRS), (shortened, SHORTENED_PAIRS)):
+        for _ in range(0, count, ECHO_GROUP):
+            labels = ("", "")
+            if chooser.random() < 0.5:
+                labels = [f"{word.capitalize()}: " for word in chooser.sample(vocabulary, 2)]
+            pairs = (kind() for _ in range(ECHO_GROUP))
+            yield "\n".join(label + line for pair in pairs for label, line in zip(labels, pair))
 
 
 def write(path, documents):

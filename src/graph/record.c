@@ -57,17 +57,23 @@ static tp_lazy *new_node(tp_graph *graph, tp_device *device, tpi_op op, const tp
         tpi_fail(TP_ENOMEM, "graph: %zu nodes are the most there can be", graph->count);
         return NULL;
     }
-    if (tpi_grow(&graph->nodes, &graph->capacity, graph->count + 1, sizeof(tp_lazy *)) != TP_OK) return NULL;
+    if (graph->count == graph->capacity &&
+        tpi_grow(&graph->nodes, &graph->capacity, graph->count + 1, sizeof(tp_lazy *)) != TP_OK)
+        return NULL;
     tp_lazy *node = tpi_arena_take(&graph->arena, sizeof *node + words * 8);
     if (!node) return NULL;
-    *node = (tp_lazy){.graph = graph,
-                      .device = device,
-                      .id = (uint32_t)graph->count,
-                      .generation = graph->generation,
-                      .segment = graph->segment,
-                      .record_words = (uint32_t)words,
-                      .record = {(uint16_t)op, out->dtype, out->rank, (uint8_t)n_in,
-                                 (uint8_t)(attr_bytes / 8), (uint16_t)(device->index + 1)}};
+    node->graph = graph;
+    node->device = device;
+    node->value = NULL;
+    node->version = 0;
+    node->id = (uint32_t)graph->count;
+    node->generation = graph->generation;
+    node->segment = graph->segment;
+    node->record_words = (uint32_t)words;
+    node->sibling = node->parts = node->next_valued = NULL;
+    node->record = (tpi_record){(uint16_t)op,    out->dtype,
+                                out->rank,       (uint8_t)n_in,
+                                (uint8_t)(attr_bytes / 8), (uint16_t)(device->index + 1)};
     for (int d = 0; d < out->rank; d++) node->record.words[d] = (uint64_t)out->shape[d];
     if (n_in & 1) node->record.words[out->rank + n_in / 2] = 0; /* the odd distance's padding */
     return node;
@@ -114,17 +120,15 @@ static tp_status check_operands(tp_graph *graph, const tpi_op_desc *desc, tp_laz
     return TP_OK;
 }
 
-static void sign(const tp_lazy *node, tpi_signature *signature) {
-    signature->dtype = node->record.dtype;
-    signature->rank = node->record.rank;
-    memcpy(signature->shape, tpi_node_shape(node), node->record.rank * sizeof(int64_t));
+static tpi_signature signature_of(const tp_lazy *node) {
+    return (tpi_signature){node->record.dtype, node->record.rank, tpi_node_shape(node)};
 }
 
 static tp_status infer(tpi_infer *call, tp_lazy *const *inputs) {
     tpi_signature few[INPUT_ON_STACK], *signatures = few;
     if (call->n_in > INPUT_ON_STACK && !(signatures = tpi_calloc((size_t)call->n_in, sizeof *signatures)))
         return TP_ENOMEM;
-    for (int k = 0; k < call->n_in; k++) sign(inputs[k], &signatures[k]);
+    for (int k = 0; k < call->n_in; k++) signatures[k] = signature_of(inputs[k]);
     call->in = signatures;
     tp_status status = tpi_ops[call->op].infer(call);
     if (signatures != few) tpi_free(signatures);
@@ -147,7 +151,8 @@ tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *c
     }
     if (!graph || graph->status != TP_OK) return NULL;
     if (!device) return tpi_graph_fail(graph, TP_EINVAL, "%s: device is NULL", desc->name);
-    tpi_infer call = {.op = op, .n_in = n_in, .attr = attr};
+    tpi_infer call;
+    call.op = op, call.n_in = n_in, call.attr = attr;
     tp_status status = check_operands(graph, desc, inputs, n_in);
     if (status == TP_OK) status = infer(&call, inputs);
     if (status != TP_OK) return fail_operation(graph, op, status);
@@ -160,28 +165,27 @@ tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *c
 }
 
 /* The signature of a further output is inferred again: it is asked for rarely, and nodes stay small. */
-static tp_status part_signature(tp_lazy *producer, int index, tpi_signature *out) {
+static tp_status infer_part(tp_lazy *producer, int index, tpi_infer *call) {
     tp_lazy *inputs[TPI_MAX_IN];
     if (producer->value) return tpi_fail(TP_EINVAL, "its producer is evaluated already");
     if (index < 1 || index >= tpi_ops[producer->record.op].n_out)
         return tpi_fail(TP_EINVAL, "%s has no output %d", tpi_ops[producer->record.op].name, index);
     for (int k = 0; k < producer->record.n_in; k++) inputs[k] = tpi_node_input(producer, k);
-    tpi_infer call = {.op = (tpi_op)producer->record.op, .n_in = producer->record.n_in};
-    call.attr = tpi_node_attr(producer);
-    tp_status status = infer(&call, inputs);
-    *out = call.out[index];
-    return status;
+    call->op = (tpi_op)producer->record.op, call->n_in = producer->record.n_in;
+    call->attr = tpi_node_attr(producer);
+    return infer(call, inputs);
 }
 
 tp_lazy *tpi_record_part(tp_lazy *producer, int index) {
     if (!producer || producer->graph->status != TP_OK) return NULL;
     tp_graph *graph = producer->graph;
-    tpi_signature out;
-    tp_status status = part_signature(producer, index, &out);
-    tp_lazy *node = status == TP_OK ? new_node(graph, producer->device, TPI_PART, &out, 1, 8) : NULL;
+    tpi_infer call;
+    tp_status status = infer_part(producer, index, &call);
+    const tpi_signature *out = &call.out[index];
+    tp_lazy *node = status == TP_OK ? new_node(graph, producer->device, TPI_PART, out, 1, 8) : NULL;
     if (!node) return fail_operation(graph, TPI_PART, status == TP_OK ? TP_ENOMEM : status);
-    node->record.words[out.rank] = node->id - producer->id; /* one distance, padded */
-    node->record.words[out.rank + 1] = (uint64_t)index;
+    node->record.words[out->rank] = node->id - producer->id; /* one distance, padded */
+    node->record.words[out->rank + 1] = (uint64_t)index;
     node->parts = producer->parts;
     producer->parts = node;
     return append(graph, node);
@@ -228,8 +232,7 @@ void tpi_node_become_leaf(tp_lazy *node, tp_tensor *value) {
 }
 
 static tp_lazy *new_leaf(tp_graph *graph, tp_tensor *tensor, const tp_lazy *first) {
-    tpi_signature out = {.dtype = (uint8_t)tensor->dtype, .rank = (uint8_t)tensor->rank};
-    memcpy(out.shape, tensor->shape, sizeof out.shape);
+    const tpi_signature out = {(uint8_t)tensor->dtype, (uint8_t)tensor->rank, tensor->shape};
     bool plain = tensor->contiguous && !first;
     tp_lazy *node =
         new_node(graph, tensor->storage->device, TPI_LEAF, &out, 0, plain ? 0 : sizeof(tpi_attr_leaf));

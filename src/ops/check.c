@@ -42,31 +42,45 @@ tp_status tpi_expect_shape(const tpi_signature *s, const char *name, int rank, c
                     tpi_shape_text(rank, shape, expected));
 }
 
-bool tpi_same_shape(const tpi_signature *a, const tpi_signature *b) {
-    return a->rank == b->rank && memcmp(a->shape, b->shape, a->rank * sizeof *a->shape) == 0;
+void tpi_copy_shape(const tpi_signature *s, int64_t shape[TP_MAX_RANK]) {
+    for (int d = 0; d < s->rank; d++) shape[d] = s->shape[d];
 }
 
-tp_status tpi_result(tpi_signature *out, tp_dtype dtype, int rank, const int64_t *shape) {
+bool tpi_same_shape(const tpi_signature *a, const tpi_signature *b) {
+    bool same = a->rank == b->rank;
+    for (int d = 0; same && d < a->rank; d++) same = a->shape[d] == b->shape[d];
+    return same;
+}
+
+tp_status tpi_result(tpi_infer *call, int k, tp_dtype dtype, int rank, const int64_t *shape) {
     TPI_TRY(tpi_check_shape("result", dtype, rank, shape, NULL, NULL));
-    out->dtype = (uint8_t)dtype;
-    out->rank = (uint8_t)rank;
-    if (rank) memmove(out->shape, shape, (size_t)rank * sizeof *shape);
+    for (int d = 0; d < rank; d++) call->shapes[k][d] = shape[d];
+    call->out[k] = (tpi_signature){(uint8_t)dtype, (uint8_t)rank, call->shapes[k]};
     return TP_OK;
 }
 
-tp_status tpi_broadcast_shapes(const tpi_signature *a, const tpi_signature *b, tpi_signature *out) {
-    int rank = a->rank > b->rank ? a->rank : b->rank;
-    for (int back = 1; back <= rank; back++) {
+tp_status tpi_broadcast_shapes(const tpi_signature *a, const tpi_signature *b, int *rank,
+                               int64_t shape[TP_MAX_RANK]) {
+    *rank = a->rank > b->rank ? a->rank : b->rank;
+    for (int back = 1; back <= *rank; back++) {
         int64_t m = back <= a->rank ? a->shape[a->rank - back] : 1;
         int64_t n = back <= b->rank ? b->shape[b->rank - back] : 1;
         if (m != n && m != 1 && n != 1)
             return tpi_fail(TP_ESHAPE,
                             "shapes %s and %s do not broadcast: sizes %lld and %lld in dimension -%d",
                             TPI_TEXT(a), TPI_TEXT(b), (long long)m, (long long)n, back);
-        out->shape[rank - back] = m == 1 ? n : m;
+        shape[*rank - back] = m == 1 ? n : m;
     }
-    out->rank = (uint8_t)rank;
     return TP_OK;
+}
+
+tp_status tpi_expect_broadcast(const tpi_signature *s, const char *name, const tpi_signature *target) {
+    int64_t shape[TP_MAX_RANK];
+    int rank;
+    TPI_TRY(tpi_broadcast_shapes(s, target, &rank, shape));
+    const tpi_signature common = {s->dtype, (uint8_t)rank, shape};
+    if (tpi_same_shape(&common, target)) return TP_OK;
+    return tpi_fail(TP_ESHAPE, "%s of shape %s does not broadcast to %s", name, TPI_TEXT(s), TPI_TEXT(target));
 }
 
 tp_lazy *tpi_build_fail(tp_graph *graph, tpi_op op, tp_status status, const char *format, ...) {

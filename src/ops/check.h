@@ -20,11 +20,14 @@ tp_status tpi_expect_dtype(const tpi_signature *s, const char *name, tp_dtype dt
 tp_status tpi_expect_rank(const tpi_signature *s, const char *name, int rank);
 tp_status tpi_expect_min_rank(const tpi_signature *s, const char *name, int rank);
 tp_status tpi_expect_shape(const tpi_signature *s, const char *name, int rank, const int64_t *shape);
+/* ...; a shape that broadcasts to the target's. */
+tp_status tpi_expect_broadcast(const tpi_signature *s, const char *name, const tpi_signature *target);
 
+void tpi_copy_shape(const tpi_signature *s, int64_t shape[TP_MAX_RANK]);
 bool tpi_same_shape(const tpi_signature *a, const tpi_signature *b);
 
-/* Sets an output's signature, checking that its size fits. `shape` may be out->shape. */
-tp_status tpi_result(tpi_signature *out, tp_dtype dtype, int rank, const int64_t *shape);
+/* Sets output k's signature to a copy, checking that its size fits. */
+tp_status tpi_result(tpi_infer *call, int k, tp_dtype dtype, int rank, const int64_t *shape);
 
 /* For builders: puts "<operation> (call 12): <text>" into the graph, as the recorder does; returns NULL. */
 tp_lazy *tpi_build_fail(tp_graph *graph, tpi_op op, tp_status status, const char *format, ...)

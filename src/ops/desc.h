@@ -15,7 +15,7 @@
  * ordinal before it. */
 typedef struct tpi_signature {
     uint8_t dtype, rank;
-    int64_t shape[TP_MAX_RANK];
+    const int64_t *shape; /* borrowed: a node's, or an inference's */
 } tpi_signature;
 
 typedef struct tpi_infer {
@@ -23,7 +23,8 @@ typedef struct tpi_infer {
     int n_in;
     const tpi_signature *in;
     const void *attr;
-    tpi_signature out[TPI_MAX_OUT]; /* cleared before the call */
+    tpi_signature out[TPI_MAX_OUT];             /* filled in: an input's signature, or by tpi_result */
+    int64_t shapes[TPI_MAX_OUT][TP_MAX_RANK];   /* tpi_result's */
 } tpi_infer;
 
 typedef struct tpi_vjp tpi_vjp; /* autograd/vjp.h */
@@ -45,8 +46,8 @@ extern const tpi_op_desc tpi_ops[TPI_OP_COUNT];
 #include "ops/ops.def"
 #undef OP
 
-/* NumPy broadcasting of two shapes (ranks may differ) into `out`; TP_ESHAPE with both shapes in the message.
- */
-tp_status tpi_broadcast_shapes(const tpi_signature *a, const tpi_signature *b, tpi_signature *out);
+/* NumPy broadcasting of two shapes (ranks may differ); TP_ESHAPE with both shapes in the message. */
+tp_status tpi_broadcast_shapes(const tpi_signature *a, const tpi_signature *b, int *rank,
+                               int64_t shape[TP_MAX_RANK]);
 
 #endif

@@ -4,7 +4,6 @@
 
 tp_status tpi_infer_matmul(tpi_infer *call) {
     const tpi_signature *a = &call->in[0], *b = &call->in[1];
-    tpi_signature *out = &call->out[0];
     TPI_TRY(tpi_expect_float(a, "a"));
     TPI_TRY(tpi_expect_float(b, "b"));
     TPI_TRY(tpi_expect_min_rank(a, "a", 2));
@@ -13,13 +12,14 @@ tp_status tpi_infer_matmul(tpi_infer *call) {
     if (inner_a != inner_b)
         return tpi_fail(TP_ESHAPE, "inner sizes %lld and %lld differ: a has shape %s, b %s",
                         (long long)inner_a, (long long)inner_b, TPI_TEXT(a), TPI_TEXT(b));
-    tpi_signature lead_a = *a, lead_b = *b, lead = {0};
-    lead_a.rank = (uint8_t)(a->rank - 2);
-    lead_b.rank = (uint8_t)(b->rank - 2);
-    TPI_TRY(tpi_broadcast_shapes(&lead_a, &lead_b, &lead));
-    lead.shape[lead.rank] = a->shape[a->rank - 2];
-    lead.shape[lead.rank + 1] = b->shape[b->rank - 1];
-    return tpi_result(out, (tp_dtype)a->dtype, lead.rank + 2, lead.shape);
+    const tpi_signature lead_a = {a->dtype, (uint8_t)(a->rank - 2), a->shape};
+    const tpi_signature lead_b = {b->dtype, (uint8_t)(b->rank - 2), b->shape};
+    int rank;
+    int64_t shape[TP_MAX_RANK];
+    TPI_TRY(tpi_broadcast_shapes(&lead_a, &lead_b, &rank, shape));
+    shape[rank++] = a->shape[a->rank - 2];
+    shape[rank++] = b->shape[b->rank - 1];
+    return tpi_result(call, 0, (tp_dtype)a->dtype, rank, shape);
 }
 
 /* A matrix [rows, columns] of floats, where -1 accepts any size. */
@@ -49,9 +49,11 @@ static tp_status expect_bias(const tpi_infer *call, int k, int64_t out) {
 
 /* x's shape with `features` in the last dimension. */
 static tp_status result_rows(tpi_infer *call, int64_t features) {
-    tpi_signature out = call->in[0];
-    out.shape[out.rank - 1] = features;
-    return tpi_result(&call->out[0], (tp_dtype)out.dtype, out.rank, out.shape);
+    const tpi_signature *x = &call->in[0];
+    int64_t shape[TP_MAX_RANK];
+    tpi_copy_shape(x, shape);
+    shape[x->rank - 1] = features;
+    return tpi_result(call, 0, (tp_dtype)x->dtype, x->rank, shape);
 }
 
 tp_status tpi_infer_linear(tpi_infer *call) {

@@ -50,7 +50,7 @@ static tp_status infer_norm_grad(tpi_infer *call) {
     TPI_TRY(tpi_expect_shape(dy, "dy", x->rank, x->shape));
     TPI_TRY(expect_feature_vector(call, 2, "weight"));
     tp_dtype dtype = (tp_dtype)(call->n_in > 2 ? call->in[2].dtype : x->dtype);
-    TPI_TRY(tpi_result(&call->out[1], dtype, 1, &x->shape[x->rank - 1]));
+    TPI_TRY(tpi_result(call, 1, dtype, 1, &x->shape[x->rank - 1]));
     call->out[2] = call->out[1];
     return TP_OK;
 }
@@ -140,11 +140,8 @@ static tp_status expect_attention_options(const tpi_infer *call, int first) {
     }
     if (!attr->has_mask) return TP_OK;
     TPI_TRY(tpi_expect_dtype(next, "mask", TP_F32));
-    tpi_signature scores = {TP_F32, 4, {q->shape[0], q->shape[2], q->shape[1], k->shape[1]}}, common = {0};
-    TPI_TRY(tpi_broadcast_shapes(next, &scores, &common));
-    if (tpi_same_shape(&common, &scores)) return TP_OK;
-    return tpi_fail(TP_ESHAPE, "mask of shape %s does not broadcast to %s", TPI_TEXT(next),
-                    TPI_TEXT(&scores));
+    const int64_t shape[] = {q->shape[0], q->shape[2], q->shape[1], k->shape[1]};
+    return tpi_expect_broadcast(next, "mask", &(tpi_signature){TP_F32, 4, shape});
 }
 
 tp_status tpi_infer_attention(tpi_infer *call) {
@@ -152,7 +149,7 @@ tp_status tpi_infer_attention(tpi_infer *call) {
     TPI_TRY(expect_heads(q, &call->in[1], &call->in[2]));
     TPI_TRY(expect_attention_options(call, 3));
     call->out[0] = *q;
-    return tpi_result(&call->out[1], TP_F32, 3, (int64_t[]){q->shape[0], q->shape[2], q->shape[1]});
+    return tpi_result(call, 1, TP_F32, 3, (int64_t[]){q->shape[0], q->shape[2], q->shape[1]});
 }
 
 /* (q, k, v, out, lse, dout, options...) */
@@ -202,7 +199,7 @@ static tp_status expect_logits(const tpi_infer *call) {
 tp_status tpi_infer_cross_entropy(tpi_infer *call) {
     const tpi_signature *labels = &call->in[1];
     TPI_TRY(expect_logits(call));
-    TPI_TRY(tpi_result(&call->out[0], TP_F32, labels->rank, labels->shape));
+    TPI_TRY(tpi_result(call, 0, TP_F32, labels->rank, labels->shape));
     call->out[1] = call->out[0];
     return TP_OK;
 }

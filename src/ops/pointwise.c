@@ -8,7 +8,7 @@
 
 tp_status tpi_infer_fill(tpi_infer *call) {
     const tpi_attr_fill *attr = call->attr;
-    return tpi_result(&call->out[0], (tp_dtype)attr->dtype, attr->rank, attr->shape);
+    return tpi_result(call, 0, (tp_dtype)attr->dtype, attr->rank, attr->shape);
 }
 
 tp_status tpi_infer_assign(tpi_infer *call) {
@@ -46,18 +46,24 @@ tp_status tpi_infer_unary(tpi_infer *call) {
     return TP_OK;
 }
 
+static tp_status result_broadcast(tpi_infer *call, tp_dtype dtype, const tpi_signature *a,
+                                  const tpi_signature *b) {
+    int rank;
+    int64_t shape[TP_MAX_RANK];
+    TPI_TRY(tpi_broadcast_shapes(a, b, &rank, shape));
+    return tpi_result(call, 0, dtype, rank, shape);
+}
+
 /* Two operands of one dtype, broadcast; the output takes `dtype`. */
 static tp_status infer_pair(tpi_infer *call, const tpi_signature *a, const tpi_signature *b, tp_dtype dtype) {
-    tpi_signature *out = &call->out[0];
     if (a->dtype != b->dtype)
         return tpi_fail(TP_EDTYPE, "operands are %s and %s, expected one dtype (tp_lazy_cast converts)",
                         tp_dtype_name((tp_dtype)a->dtype), tp_dtype_name((tp_dtype)b->dtype));
     if (tpi_same_shape(a, b) && a->dtype == dtype) {
-        *out = *a;
+        call->out[0] = *a;
         return TP_OK;
     }
-    TPI_TRY(tpi_broadcast_shapes(a, b, out));
-    return tpi_result(out, dtype, out->rank, out->shape);
+    return result_broadcast(call, dtype, a, b);
 }
 
 tp_status tpi_infer_binary(tpi_infer *call) {
@@ -82,18 +88,15 @@ tp_status tpi_infer_compare(tpi_infer *call) {
 
 tp_status tpi_infer_where(tpi_infer *call) {
     const tpi_signature *a = &call->in[1];
-    tpi_signature *out = &call->out[0];
     TPI_TRY(tpi_expect_dtype(&call->in[0], "condition", TP_U8));
     TPI_TRY(tpi_expect_float(a, "a"));
     TPI_TRY(infer_pair(call, a, &call->in[2], (tp_dtype)a->dtype));
-    tpi_signature branches = *out;
-    TPI_TRY(tpi_broadcast_shapes(&call->in[0], &branches, out));
-    return tpi_result(out, (tp_dtype)a->dtype, out->rank, out->shape);
+    return result_broadcast(call, (tp_dtype)a->dtype, &call->in[0], &call->out[0]);
 }
 
 tp_status tpi_infer_cast(tpi_infer *call) {
     const tpi_attr_cast *attr = call->attr;
-    return tpi_result(&call->out[0], (tp_dtype)attr->dtype, call->in[0].rank, call->in[0].shape);
+    return tpi_result(call, 0, (tp_dtype)attr->dtype, call->in[0].rank, call->in[0].shape);
 }
 
 /* ---- builders ---- */

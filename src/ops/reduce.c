@@ -11,7 +11,7 @@ static tp_status infer_reduced(tpi_infer *call, tp_dtype dtype) {
         bool reduced = attr->dims >> d & 1u;
         if (!reduced || attr->keep) shape[rank++] = reduced ? 1 : x->shape[d];
     }
-    return tpi_result(&call->out[0], dtype, rank, shape);
+    return tpi_result(call, 0, dtype, rank, shape);
 }
 
 /* A maximum needs an element: no reduced dimension may be empty, unless the result is empty too. */

@@ -15,9 +15,8 @@ static int64_t count_of(const tpi_signature *s) {
 
 tp_status tpi_infer_reshape(tpi_infer *call) {
     const tpi_attr_shape *attr = call->attr;
-    const tpi_signature *x = &call->in[0];
-    tpi_signature *out = &call->out[0];
-    TPI_TRY(tpi_result(out, (tp_dtype)x->dtype, (int)attr->rank, attr->shape));
+    const tpi_signature *x = &call->in[0], *out = &call->out[0];
+    TPI_TRY(tpi_result(call, 0, (tp_dtype)x->dtype, (int)attr->rank, attr->shape));
     if (count_of(out) == count_of(x)) return TP_OK;
     return tpi_fail(TP_ESHAPE, "x has shape %s of %lld elements, %s has %lld", TPI_TEXT(x),
                     (long long)count_of(x), TPI_TEXT(out), (long long)count_of(out));
@@ -26,8 +25,7 @@ tp_status tpi_infer_reshape(tpi_infer *call) {
 tp_status tpi_infer_permute(tpi_infer *call) {
     const tpi_attr_permute *attr = call->attr;
     const tpi_signature *x = &call->in[0];
-    tpi_signature *out = &call->out[0];
-    *out = *x;
+    int64_t shape[TP_MAX_RANK];
     unsigned seen = 0;
     for (int d = 0; d < x->rank; d++) {
         int from = attr->dims[d];
@@ -35,9 +33,9 @@ tp_status tpi_infer_permute(tpi_infer *call) {
             return tpi_fail(TP_EINVAL, "dimension %d at place %d: expected each of 0 to %d once", from, d,
                             x->rank - 1);
         seen |= 1u << from;
-        out->shape[d] = x->shape[from];
+        shape[d] = x->shape[from];
     }
-    return TP_OK;
+    return tpi_result(call, 0, (tp_dtype)x->dtype, x->rank, shape);
 }
 
 tp_status tpi_infer_slice(tpi_infer *call) {
@@ -46,76 +44,76 @@ tp_status tpi_infer_slice(tpi_infer *call) {
     if (attr->begin < 0 || attr->end < attr->begin || attr->end > x->shape[attr->dim])
         return tpi_fail(TP_EINVAL, "range %lld to %lld is not in dimension %lld of shape %s",
                         (long long)attr->begin, (long long)attr->end, (long long)attr->dim, TPI_TEXT(x));
-    call->out[0] = *x;
-    call->out[0].shape[attr->dim] = attr->end - attr->begin;
-    return TP_OK;
+    int64_t shape[TP_MAX_RANK];
+    tpi_copy_shape(x, shape);
+    shape[attr->dim] = attr->end - attr->begin;
+    return tpi_result(call, 0, (tp_dtype)x->dtype, x->rank, shape);
 }
 
 tp_status tpi_infer_broadcast(tpi_infer *call) {
     const tpi_attr_shape *attr = call->attr;
-    const tpi_signature *x = &call->in[0];
-    tpi_signature *out = &call->out[0], common = {0};
-    TPI_TRY(tpi_result(out, (tp_dtype)x->dtype, (int)attr->rank, attr->shape));
-    TPI_TRY(tpi_broadcast_shapes(x, out, &common));
-    if (tpi_same_shape(&common, out)) return TP_OK;
-    return tpi_fail(TP_ESHAPE, "shape %s does not broadcast to %s", TPI_TEXT(x), TPI_TEXT(out));
+    const tpi_signature *x = &call->in[0], *out = &call->out[0];
+    TPI_TRY(tpi_result(call, 0, (tp_dtype)x->dtype, (int)attr->rank, attr->shape));
+    return tpi_expect_broadcast(x, "x", out);
 }
 
 /* ---- inference: copies ---- */
 
 tp_status tpi_infer_pad(tpi_infer *call) {
     const tpi_attr_range *attr = call->attr;
-    tpi_signature out = call->in[0];
-    int64_t *size = &out.shape[attr->dim];
+    const tpi_signature *x = &call->in[0];
+    int64_t shape[TP_MAX_RANK], *size = &shape[attr->dim];
+    tpi_copy_shape(x, shape);
     if (attr->begin < 0 || attr->end < 0)
         return tpi_fail(TP_EINVAL, "padding of %lld before and %lld after, expected 0 or more",
                         (long long)attr->begin, (long long)attr->end);
     if (__builtin_add_overflow(*size, attr->begin, size) || __builtin_add_overflow(*size, attr->end, size))
         return tpi_fail(TP_ESHAPE, "the padded size overflows");
-    return tpi_result(&call->out[0], (tp_dtype)out.dtype, out.rank, out.shape);
+    return tpi_result(call, 0, (tp_dtype)x->dtype, x->rank, shape);
 }
 
 tp_status tpi_infer_concat(tpi_infer *call) {
     const tpi_attr_dim *attr = call->attr;
-    tpi_signature out = call->in[0];
+    const tpi_signature *first = &call->in[0];
+    int64_t shape[TP_MAX_RANK], joined = first->shape[attr->dim];
+    tpi_copy_shape(first, shape);
     for (int k = 1; k < call->n_in; k++) {
         const tpi_signature *part = &call->in[k];
-        tpi_signature rest = out;
         char name[24];
         snprintf(name, sizeof name, "part %d", k);
-        TPI_TRY(tpi_expect_dtype(part, name, (tp_dtype)out.dtype));
-        TPI_TRY(tpi_expect_rank(part, name, out.rank));
-        rest.shape[attr->dim] = part->shape[attr->dim];
-        TPI_TRY(tpi_expect_shape(part, name, rest.rank, rest.shape));
-        if (__builtin_add_overflow(out.shape[attr->dim], part->shape[attr->dim], &out.shape[attr->dim]))
+        TPI_TRY(tpi_expect_dtype(part, name, (tp_dtype)first->dtype));
+        TPI_TRY(tpi_expect_rank(part, name, first->rank));
+        shape[attr->dim] = part->shape[attr->dim];
+        TPI_TRY(tpi_expect_shape(part, name, first->rank, shape));
+        if (__builtin_add_overflow(joined, part->shape[attr->dim], &joined))
             return tpi_fail(TP_ESHAPE, "the joined size overflows");
     }
-    return tpi_result(&call->out[0], (tp_dtype)out.dtype, out.rank, out.shape);
+    shape[attr->dim] = joined;
+    return tpi_result(call, 0, (tp_dtype)first->dtype, first->rank, shape);
 }
 
-/* The shape of rows of `table` chosen by `ids`: the ids' dimensions, then the table's but the first. */
-static tp_status chosen_rows(const tpi_signature *table, const char *name, const tpi_signature *ids,
-                             tpi_signature *out) {
+/* Output 0 as rows of `table` chosen by `ids`: the ids' dimensions, then the table's but the first. */
+static tp_status chosen_rows(tpi_infer *call, const char *name) {
+    const tpi_signature *table = &call->in[0], *ids = &call->in[1];
     int64_t shape[2 * TP_MAX_RANK];
     int rank = ids->rank;
     TPI_TRY(tpi_expect_dtype(ids, "ids", TP_I32));
     TPI_TRY(tpi_expect_min_rank(table, name, 1));
-    memcpy(shape, ids->shape, sizeof ids->shape);
+    tpi_copy_shape(ids, shape);
     for (int d = 1; d < table->rank; d++) shape[rank++] = table->shape[d];
-    return tpi_result(out, (tp_dtype)table->dtype, rank, shape);
+    return tpi_result(call, 0, (tp_dtype)table->dtype, rank, shape);
 }
 
 tp_status tpi_infer_gather(tpi_infer *call) {
-    return chosen_rows(&call->in[0], "table", &call->in[1], &call->out[0]);
+    return chosen_rows(call, "table");
 }
 
 tp_status tpi_infer_scatter_add(tpi_infer *call) {
-    const tpi_signature *base = &call->in[0], *values = &call->in[2];
-    tpi_signature rows = {0};
+    const tpi_signature *base = &call->in[0], *values = &call->in[2], *rows = &call->out[0];
     TPI_TRY(tpi_expect_float(base, "base"));
-    TPI_TRY(chosen_rows(base, "base", &call->in[1], &rows));
+    TPI_TRY(chosen_rows(call, "base"));
     TPI_TRY(tpi_expect_dtype(values, "values", (tp_dtype)base->dtype));
-    TPI_TRY(tpi_expect_shape(values, "values", rows.rank, rows.shape));
+    TPI_TRY(tpi_expect_shape(values, "values", rows->rank, rows->shape));
     call->out[0] = *base;
     return TP_OK;
 }
@@ -125,9 +123,10 @@ tp_status tpi_infer_cache_write(tpi_infer *call) {
     TPI_TRY(tpi_expect_min_rank(cache, "cache", 2));
     TPI_TRY(tpi_expect_dtype(values, "values", (tp_dtype)cache->dtype));
     TPI_TRY(tpi_expect_rank(values, "values", cache->rank));
-    tpi_signature expected = *cache;
-    expected.shape[1] = values->shape[1];
-    TPI_TRY(tpi_expect_shape(values, "values", expected.rank, expected.shape));
+    int64_t expected[TP_MAX_RANK];
+    tpi_copy_shape(cache, expected);
+    expected[1] = values->shape[1];
+    TPI_TRY(tpi_expect_shape(values, "values", cache->rank, expected));
     if (values->shape[1] > cache->shape[1])
         return tpi_fail(TP_ESHAPE, "%lld positions do not fit a cache of %lld", (long long)values->shape[1],
                         (long long)cache->shape[1]);
