@@ -93,7 +93,7 @@ static void spin_fma(void *arg, int index, int count) {
     limit_job *job = arg;
     (void)count;
     double flops = 0;
-    for (int i = 0; i < 64; i++) flops += fma_block();
+    for (int i = 0; i < 32; i++) flops += fma_block();
     job->flops[index] = flops;
 }
 
@@ -104,45 +104,56 @@ static void copy_share(void *arg, int index, int count) {
     memcpy(job->to + begin, job->from + begin, (end - begin) * sizeof(float));
 }
 
+/* The machine's limits at one moment; they move with the load and the clock, so every round measures them. */
 typedef struct limits {
     double flops, bytes; /* a second */
 } limits;
 
-static double best_seconds(tpi_threads *threads, void (*work)(void *, int, int), limit_job *job, int times) {
-    double best = 1e9;
-    for (int i = 0; i < times; i++) {
-        double start = now();
-        tpi_parallel(threads, work, job);
-        double taken = now() - start;
-        if (taken < best) best = taken;
-    }
-    return best;
+typedef struct machine {
+    tpi_threads *threads;
+    limit_job job;
+} machine;
+
+static void machine_open(machine *m, int threads) {
+    size_t floats = (size_t)32 << 20; /* 128 MiB: beyond the caches */
+    bench_must(tpi_threads_create(&m->threads, threads));
+    m->job = (limit_job){aligned_alloc(4096, floats * 4), aligned_alloc(4096, floats * 4), floats,
+                         calloc((size_t)threads, sizeof(double))};
+    if (!m->job.from || !m->job.to || !m->job.flops) exit(1);
+    memset(m->job.from, 1, floats * 4);
+    memset(m->job.to, 1, floats * 4);
 }
 
-static limits measure_limits(int threads_wanted) {
-    tpi_threads *threads;
-    bench_must(tpi_threads_create(&threads, threads_wanted));
-    size_t floats = (size_t)32 << 20; /* 128 MiB: beyond the caches */
-    limit_job job = {aligned_alloc(4096, floats * 4), aligned_alloc(4096, floats * 4), floats,
-                     calloc((size_t)threads_wanted, sizeof(double))};
-    if (!job.from || !job.to || !job.flops) exit(1);
-    memset(job.from, 1, floats * 4);
-    memset(job.to, 1, floats * 4);
-    double fma_seconds = best_seconds(threads, spin_fma, &job, 20), flops = 0;
-    for (int i = 0; i < threads_wanted; i++) flops += job.flops[i];
-    double copy_seconds = best_seconds(threads, copy_share, &job, 10);
-    limits found = {flops / fma_seconds, 2.0 * (double)floats * 4 / copy_seconds};
-    free(job.from), free(job.to), free(job.flops);
-    tpi_threads_destroy(threads);
+static void machine_close(machine *m) {
+    free(m->job.from), free(m->job.to), free(m->job.flops);
+    tpi_threads_destroy(m->threads);
+}
+
+static double seconds_of(machine *m, void (*work)(void *, int, int)) {
+    double start = now();
+    tpi_parallel(m->threads, work, &m->job);
+    return now() - start;
+}
+
+static limits measure(machine *m, bool copying) {
+    double seconds = seconds_of(m, spin_fma), flops = 0;
+    for (int i = 0; i < tpi_threads_count(m->threads); i++) flops += m->job.flops[i];
+    limits found = {flops / seconds, 0};
+    if (copying) found.bytes = 2.0 * (double)m->job.floats * 4 / seconds_of(m, copy_share);
     return found;
 }
 
 /* ---- sampling ---- */
 
+typedef struct quartiles {
+    double low, median, high;
+} quartiles;
+
 typedef struct sampled {
     int repeat;
-    double samples[SAMPLES];  /* seconds a call */
-    double median, low, high; /* low, high: quartiles */
+    double seconds[SAMPLES]; /* a call */
+    double share[SAMPLES];   /* of the limit that binds it, measured in the same round */
+    quartiles time, part;
 } sampled;
 
 static double time_calls(const bench_entry *entry, int repeat) {
@@ -156,20 +167,37 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static void sample_all(const bench_entry *entries, sampled *out, int n) {
+static quartiles quartiles_of(double samples[SAMPLES]) {
+    qsort(samples, SAMPLES, sizeof(double), ascending);
+    return (quartiles){samples[SAMPLES / 4], samples[SAMPLES / 2], samples[SAMPLES * 3 / 4]};
+}
+
+static double share_of(const bench_entry *entry, double seconds, const limits *now_possible) {
+    if (entry->flops > 0) return entry->flops / seconds / now_possible->flops;
+    return entry->bytes > 0 ? entry->bytes / seconds / now_possible->bytes : 0;
+}
+
+/* Returns the medians of the machine's limits. */
+static limits sample_all(machine *m, const bench_entry *entries, sampled *out, int n) {
+    static double flops[SAMPLES], bytes[SAMPLES];
+    bool copying = false;
     for (int e = 0; e < n; e++) {
+        copying |= entries[e].bytes > 0;
         time_calls(&entries[e], 2);
         double once = time_calls(&entries[e], 3);
         out[e].repeat = once < SAMPLE_SECONDS ? 1 + (int)(SAMPLE_SECONDS / once) : 1;
     }
-    for (int s = 0; s < SAMPLES; s++)
-        for (int e = 0; e < n; e++) out[e].samples[s] = time_calls(&entries[e], out[e].repeat);
-    for (int e = 0; e < n; e++) {
-        qsort(out[e].samples, SAMPLES, sizeof(double), ascending);
-        out[e].median = out[e].samples[SAMPLES / 2];
-        out[e].low = out[e].samples[SAMPLES / 4];
-        out[e].high = out[e].samples[SAMPLES * 3 / 4];
+    for (int s = 0; s < SAMPLES; s++) {
+        limits round = measure(m, copying);
+        flops[s] = round.flops, bytes[s] = round.bytes;
+        for (int e = 0; e < n; e++) {
+            out[e].seconds[s] = time_calls(&entries[e], out[e].repeat);
+            out[e].share[s] = share_of(&entries[e], out[e].seconds[s], &round);
+        }
     }
+    for (int e = 0; e < n; e++)
+        out[e].time = quartiles_of(out[e].seconds), out[e].part = quartiles_of(out[e].share);
+    return (limits){quartiles_of(flops).median, quartiles_of(bytes).median};
 }
 
 /* ---- tables ---- */
@@ -183,56 +211,56 @@ static void time_text(double seconds, char text[24]) {
         snprintf(text, 24, "%.2f ms", seconds * 1e3);
 }
 
-/* "81 GF/s (35 % of the peak)", "24 GB/s (70 %)", or what the target is. */
-static void rate_text(const bench_entry *entry, double seconds, const limits *machine, char text[64]) {
-    double per = entry->per > 0 ? entry->per : 1;
+/* "81 GF/s, 35 % (30 to 38) of peak", "24 GB/s, 70 % (66 to 71) of copying", or what the target is. */
+static void rate_text(const bench_entry *entry, const sampled *s, char text[64]) {
+    double per = entry->per > 0 ? entry->per : 1, work = entry->flops > 0 ? entry->flops : entry->bytes;
     char target[24];
     text[0] = 0;
-    if (entry->flops > 0)
-        snprintf(text, 64, "%.0f GF/s, %.0f %% of peak", entry->flops / seconds * 1e-9,
-                 100 * entry->flops / seconds / machine->flops);
-    else if (entry->bytes > 0)
-        snprintf(text, 64, "%.1f GB/s, %.0f %% of copying", entry->bytes / seconds * 1e-9,
-                 100 * entry->bytes / seconds / machine->bytes);
-    else if (entry->target > 0) {
+    if (work > 0) {
+        snprintf(text, 64, "%.0f %s, %.0f %% (%.0f to %.0f) of %s", work / s->time.median * 1e-9,
+                 entry->flops > 0 ? "GF/s" : "GB/s", 100 * s->part.median, 100 * s->part.low,
+                 100 * s->part.high, entry->flops > 0 ? "peak" : "copying");
+    } else if (entry->target > 0) {
         time_text(entry->target, target);
-        snprintf(text, 64, "%s %s", seconds / per <= entry->target ? "within" : "above", target);
+        snprintf(text, 64, "%s %s", s->time.median / per <= entry->target ? "within" : "above", target);
     }
 }
 
 static void print_table(const char *title, const bench_entry *entries, const sampled *s, int n,
-                        const limits *machine, bool markdown) {
-    printf(markdown ? "\n### %s\n\nf32 peak %.0f GF/s, copying %.1f GB/s.\n\n"
-                      "| | median | quartiles | share |\n|---|---|---|---|\n"
-                    : "%s: f32 peak %.0f GF/s, copying %.1f GB/s\n",
-           title, machine->flops * 1e-9, machine->bytes * 1e-9);
+                        const limits *found, bool markdown) {
+    printf(markdown ? "\n### %s\n\nf32 peak %.0f GF/s" : "%s: f32 peak %.0f GF/s", title,
+           found->flops * 1e-9);
+    if (found->bytes > 0) printf(", copying %.1f GB/s", found->bytes * 1e-9);
+    printf(markdown ? ".\n\n| | median | quartiles | share |\n|---|---|---|---|\n" : "\n");
     for (int e = 0; e < n; e++) {
         double per = entries[e].per > 0 ? entries[e].per : 1;
         char median[24], low[24], high[24], rate[64];
-        time_text(s[e].median / per, median);
-        time_text(s[e].low / per, low);
-        time_text(s[e].high / per, high);
-        rate_text(&entries[e], s[e].median, machine, rate);
+        time_text(s[e].time.median / per, median);
+        time_text(s[e].time.low / per, low);
+        time_text(s[e].time.high / per, high);
+        rate_text(&entries[e], &s[e], rate);
         printf(markdown ? "| %s | %s | %s to %s | %s |\n" : "  %-44s %11s  (%s to %s)  %s\n", entries[e].name,
                median, low, high, rate);
     }
 }
 
 static int write_json(const char *path, const char *title, const bench_entry *entries, const sampled *s,
-                      int n, const limits *machine) {
+                      int n, const limits *found) {
     FILE *file = fopen(path, "w");
     if (!file) {
         perror(path);
         return 1;
     }
     fprintf(file, "{\"title\": \"%s\", \"peak_flops\": %.6g, \"copy_bytes\": %.6g, \"entries\": [", title,
-            machine->flops, machine->bytes);
+            found->flops, found->bytes);
     for (int e = 0; e < n; e++)
-        fprintf(file,
-                "%s\n  {\"name\": \"%s\", \"seconds\": %.6g, \"low\": %.6g, \"high\": %.6g, \"units\": %g, "
-                "\"flops\": %.6g, \"bytes\": %.6g}",
-                e ? "," : "", entries[e].name, s[e].median, s[e].low, s[e].high,
-                entries[e].per > 0 ? entries[e].per : 1, entries[e].flops, entries[e].bytes);
+        fprintf(
+            file,
+            "%s\n  {\"name\": \"%s\", \"seconds\": %.6g, \"low\": %.6g, \"high\": %.6g, \"units\": %g, "
+            "\"flops\": %.6g, \"bytes\": %.6g, \"share\": %.4g, \"share_low\": %.4g, \"share_high\": %.4g}",
+            e ? "," : "", entries[e].name, s[e].time.median, s[e].time.low, s[e].time.high,
+            entries[e].per > 0 ? entries[e].per : 1, entries[e].flops, entries[e].bytes, s[e].part.median,
+            s[e].part.low, s[e].part.high);
     fprintf(file, "\n]}\n");
     return fclose(file) == 0 ? 0 : 1;
 }
@@ -243,8 +271,10 @@ int bench_run(int argc, char **argv, const char *title, const bench_entry *entri
     bool markdown = false;
     if (n > MAX_ENTRIES) return 1;
     for (int i = 1; i < argc; i++) markdown |= strcmp(argv[i], "--markdown") == 0;
-    limits machine = measure_limits(threads ? atoi(threads) : tpi_threads_available());
-    sample_all(entries, results, n);
-    print_table(title, entries, results, n, &machine, markdown);
-    return json ? write_json(json, title, entries, results, n, &machine) : 0;
+    machine m;
+    machine_open(&m, threads ? atoi(threads) : tpi_threads_available());
+    limits found = sample_all(&m, entries, results, n);
+    machine_close(&m);
+    print_table(title, entries, results, n, &found, markdown);
+    return json ? write_json(json, title, entries, results, n, &found) : 0;
 }

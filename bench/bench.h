@@ -2,8 +2,8 @@
  *
  * A program states entries (what, how much work a call is, how to call it); bench_run samples all of them
  * turn by turn, so that a disturbance hits all alike, and prints a table or, with --json FILE, writes the
- * figures too. Invariant: the machine's f32 peak and copy bandwidth are measured in the same run as the
- * figures. */
+ * figures too. Invariant: the machine's f32 peak and copy bandwidth are measured in every turn, and a share
+ * of them is the median of the turns' shares. */
 #ifndef TAPER_BENCH_H
 #define TAPER_BENCH_H
 

@@ -160,8 +160,9 @@ static void commit(evaluation *e, tp_tensor **results) {
     }
     for (uint32_t i = 0; i < e->plan->n_results; i++) {
         if (results && i < e->n_wanted) results[i] = tp_tensor_retain(e->results[i]);
-        if (!e->order.outputs[i]->value)
-            tpi_node_become_leaf(e->order.outputs[i], tp_tensor_retain(e->results[i]));
+        if (e->order.outputs[i]->value) continue;
+        tpi_node_become_leaf(e->order.outputs[i], e->results[i]);
+        e->results[i] = NULL;
     }
     graph->assigned_count = 0;
     graph->evaluated_bytes = graph->arena.bytes;

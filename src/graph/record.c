@@ -71,9 +71,12 @@ static tp_lazy *new_node(tp_graph *graph, tp_device *device, tpi_op op, const tp
     node->segment = graph->segment;
     node->record_words = (uint32_t)words;
     node->sibling = node->parts = node->next_valued = NULL;
-    node->record = (tpi_record){(uint16_t)op,    out->dtype,
-                                out->rank,       (uint8_t)n_in,
-                                (uint8_t)(attr_bytes / 8), (uint16_t)(device->index + 1)};
+    node->record = (tpi_record){(uint16_t)op,
+                                out->dtype,
+                                out->rank,
+                                (uint8_t)n_in,
+                                (uint8_t)(attr_bytes / 8),
+                                (uint16_t)(device->index + 1)};
     for (int d = 0; d < out->rank; d++) node->record.words[d] = (uint64_t)out->shape[d];
     if (n_in & 1) node->record.words[out->rank + n_in / 2] = 0; /* the odd distance's padding */
     return node;

@@ -80,7 +80,8 @@ tp_status tpi_expect_broadcast(const tpi_signature *s, const char *name, const t
     TPI_TRY(tpi_broadcast_shapes(s, target, &rank, shape));
     const tpi_signature common = {s->dtype, (uint8_t)rank, shape};
     if (tpi_same_shape(&common, target)) return TP_OK;
-    return tpi_fail(TP_ESHAPE, "%s of shape %s does not broadcast to %s", name, TPI_TEXT(s), TPI_TEXT(target));
+    return tpi_fail(TP_ESHAPE, "%s of shape %s does not broadcast to %s", name, TPI_TEXT(s),
+                    TPI_TEXT(target));
 }
 
 tp_lazy *tpi_build_fail(tp_graph *graph, tpi_op op, tp_status status, const char *format, ...) {

@@ -23,8 +23,8 @@ typedef struct tpi_infer {
     int n_in;
     const tpi_signature *in;
     const void *attr;
-    tpi_signature out[TPI_MAX_OUT];             /* filled in: an input's signature, or by tpi_result */
-    int64_t shapes[TPI_MAX_OUT][TP_MAX_RANK];   /* tpi_result's */
+    tpi_signature out[TPI_MAX_OUT];           /* filled in: an input's signature, or by tpi_result */
+    int64_t shapes[TPI_MAX_OUT][TP_MAX_RANK]; /* tpi_result's */
 } tpi_infer;
 
 typedef struct tpi_vjp tpi_vjp; /* autograd/vjp.h */

@@ -58,6 +58,13 @@ void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch
 bool TPI_SIMD(gemm_skinny)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch);
 size_t TPI_SIMD(gemm_skinny_scratch)(int64_t m, int64_t n, int64_t k);
 
+/* Rows [m0, m1) of `second` = scale·(first)·B in the calling thread: first's term is x·A with x's rows
+ * contiguous, second's is h·B, whose h is not read. The rank is at most lora_rows_rank. */
+void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float scale, int64_t m0, int64_t m1,
+                         float *scratch);
+int64_t TPI_SIMD(lora_rows_rank)(void);
+size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r);
+
 /* Bias, activation and conversion of a finished block, from src (row stride ld) to c at (i, j). */
 void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i, int64_t j, int64_t rows, int64_t n, const float *src,
                            int64_t ld);

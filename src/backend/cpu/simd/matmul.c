@@ -176,7 +176,9 @@ SCRATCH(lora_scratch) {
     int64_t r = dim(tpi_in_operand(step, first_factor(step)), 1);
     size_t first = TPI_SIMD(gemm_scratch)(rows, r, in);
     size_t second = TPI_SIMD(gemm_scratch)(rows, dim(y, 1), step->op == TPI_LORA ? r : in + r);
-    return whole_lines(rows * r) + (first > second ? first : second) * (size_t)threads;
+    size_t slim = TPI_SIMD(lora_rows_scratch)(dim(y, 1), in, r);
+    if (first > second) second = first;
+    return whole_lines(rows * r) + (slim > second ? slim : second) * (size_t)threads;
 }
 
 static void scale(float *h, int64_t n, float s) {
@@ -215,6 +217,10 @@ static void low_rank_rows(void *arg, int index, int count) {
     const low_rank *job = arg;
     int64_t m = job->up.m, r = job->down.n, begin = m * index / count, end = m * (index + 1) / count;
     float *space = job->space + (size_t)index * job->stride;
+    if (r <= TPI_SIMD(lora_rows_rank)() && job->down.term[0].a.cs == 1) {
+        TPI_SIMD(lora_rows)(&job->down, &job->up, job->s, begin, end, space);
+        return;
+    }
     TPI_SIMD(gemm_block)(&job->down, begin, end, 0, r, space);
     scale(job->h + begin * r, (end - begin) * r, job->s);
     TPI_SIMD(gemm_block)(&job->up, begin, end, 0, job->up.n, space);

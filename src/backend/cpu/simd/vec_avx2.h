@@ -30,6 +30,10 @@ static inline void v_store(float *p, vf x) {
 static inline void v_stream(float *p, vf x) {
     _mm256_stream_ps(p, x);
 }
+static inline vf v_pin(vf x) { /* keeps x in a register: it is used more than once */
+    __asm__("" : "+x"(x));
+    return x;
+}
 static inline vf v_load_n(const float *p, int64_t n) {
     return _mm256_maskload_ps(p, v_first(n));
 }
@@ -172,6 +176,12 @@ static inline void v_transpose(vf r[VW]) {
         r[i] = _mm256_permute2f128_ps(low, high, 0x20);
         r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
     }
+}
+
+/* VW lines of 8 floats, `stride` apart, turned: element i of out[j] is p[i·stride + j]. */
+static inline void v_columns8(const float *p, int64_t stride, vf out[8]) {
+    for (int i = 0; i < 8; i++) out[i] = v_load(p + i * stride);
+    v_transpose(out);
 }
 
 /* VW vectors to one: element i is the sum of r[i]'s elements. Each step halves the vectors. */

@@ -29,6 +29,10 @@ static inline void v_store(float *p, vf x) {
 static inline void v_stream(float *p, vf x) {
     _mm512_stream_ps(p, x);
 }
+static inline vf v_pin(vf x) { /* keeps x in a register: it is used more than once */
+    __asm__("" : "+v"(x));
+    return x;
+}
 static inline vf v_load_n(const float *p, int64_t n) {
     return _mm512_maskz_loadu_ps(v_first(n), p);
 }
@@ -158,6 +162,36 @@ static inline void v_transpose(vf r[VW]) {
     for (int i = 0; i < 8; i++) {
         r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
         r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+static inline vf v_two_lines(const float *low, const float *high) {
+    __m512 x = _mm512_castps256_ps512(_mm256_loadu_ps(low));
+    return _mm512_insertf32x8(x, _mm256_loadu_ps(high), 1);
+}
+
+/* VW lines of 8 floats, `stride` apart, turned: element i of out[j] is p[i·stride + j]. */
+static inline void v_columns8(const float *p, int64_t stride, vf out[8]) {
+    vf r[8], t[8];
+    for (int i = 0; i < 8; i++) {
+        const float *line = p + (i < 4 ? i : i + 4) * stride;
+        r[i] = v_two_lines(line, line + 4 * stride);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 2]);
+        __m512d c = _mm512_castps_pd(t[i + 1]), d = _mm512_castps_pd(t[i + 3]);
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+    }
+    for (int j = 0; j < 4; j++) {
+        out[j] = _mm512_shuffle_f32x4(r[j], r[j + 4], 0x88);
+        out[j + 4] = _mm512_shuffle_f32x4(r[j], r[j + 4], 0xdd);
     }
 }
 

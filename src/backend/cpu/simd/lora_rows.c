@@ -1,0 +1,192 @@
+/* The low-rank path for many rows: y = s·(x·A)·B, where A and B are so slim that they stay in the first-level
+ * cache.
+ *
+ * The trick: a few rows go from x to y at once. Their h = s·x·A is one vector of dot products, which the
+ * accumulators of a tile become by one reduction, and whose elements are broadcast into the registers that
+ * multiply B. So x is read once, y is written once, and h lives for a block of rows only. A and B are packed
+ * alike: for each VW features one vector for each of the R columns of A, or rows of B. */
+#include "backend/cpu/simd/gemm.h"
+
+#define UNIT  8 /* the rank is padded to 8 or 16 */
+#define PAIR  2 /* rows of x a tile */
+#define WIDE  (VW / PAIR)
+#define BLOCK 32   /* rows */
+#define NEAR  4096 /* floats of A, or of B, that stay near while a block of rows passes */
+
+typedef struct slim {
+    const tpi_gemm *down, *up;
+    const float *a, *b; /* packed */
+    float *h;           /* [BLOCK][R] */
+    float scale;
+    int64_t m0, rows, from, to; /* the block; features of x, or of y, from a step on */
+} slim;
+
+int64_t TPI_SIMD(lora_rows_rank)(void) {
+    return 2 * UNIT;
+}
+
+static int64_t padded_rank(int64_t r) {
+    return round_up(r, UNIT);
+}
+
+size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r) {
+    int64_t features = round_up(k, VW) + round_up(n, VW);
+    return sizeof(float) * (size_t)((features + BLOCK) * padded_rank(r));
+}
+
+/* ---- packing ---- */
+
+/* One step: VW features of `rows` lines, any strides. */
+static void pack_step(const tpi_matrix *x, int64_t rows, int64_t j, float *out) {
+    if (x->dtype == TP_F32 && x->cs == 1) {
+        for (int64_t i = 0; i < rows; i++) v_store(out + i * VW, v_load(tpi_matrix_at(x, i, j)));
+    } else if (x->dtype == TP_F32 && x->rs == 1 && rows % UNIT == 0) {
+        for (int64_t i = 0; i < rows; i += UNIT) {
+            vf columns[UNIT];
+            v_columns8(tpi_matrix_at(x, i, j), x->cs, columns);
+            UNROLL for (int c = 0; c < UNIT; c++) v_store(out + (i + c) * VW, columns[c]);
+        }
+    } else {
+        TPI_SIMD(pack_rows)(x, 0, j, rows, VW, out, VW);
+    }
+}
+
+/* Lines of n elements to steps of [R][VW], zeros behind both. */
+static void pack(const tpi_matrix *x, int64_t rows, int64_t n, float *out) {
+    int64_t r = padded_rank(rows), whole = n / VW * VW;
+    if (rows < r || whole < n) memset(out, 0, sizeof(float) * (size_t)(r * round_up(n, VW)));
+    for (int64_t j = 0; j < whole; j += VW) pack_step(x, rows, j, out + j * r);
+    if (whole < n) TPI_SIMD(pack_rows)(x, 0, whole, rows, n - whole, out + whole * r, VW);
+}
+
+/* ---- h = s·x·A ---- */
+
+/* One step of a tile: PAIR vectors of x against WIDE columns of A. */
+INLINE void down_step(const vf x[PAIR], const float *a, vf acc[VW]) {
+    UNROLL for (int j = 0; j < WIDE; j++) {
+        vf column = v_pin(v_load(a + j * VW));
+        UNROLL for (int t = 0; t < PAIR; t++) acc[t * WIDE + j] = v_fma(x[t], column, acc[t * WIDE + j]);
+    }
+}
+
+/* Adds the chunk's part to h for rows i, i + 1 and columns q ... q + WIDE of A. */
+INLINE void down_tile(const slim *s, int dtype, int r, int64_t i, int64_t q) {
+    const tpi_term *term = &s->down->term[0];
+    const char *x0 = tpi_matrix_at(&term->a, s->m0 + i, 0);
+    const char *x1 = tpi_matrix_at(&term->a, s->m0 + least(i + 1, s->rows - 1), 0);
+    const float *a = s->a + s->from * r + q * VW;
+    int64_t whole = least(s->to, term->k / VW * VW), k = s->from;
+    vf acc[VW];
+    UNROLL for (int t = 0; t < VW; t++) acc[t] = v_set(0.0f);
+    for (; k < whole; k += VW, a += r * VW) {
+        vf x[PAIR] = {v_get(x0, dtype, k, VW), v_get(x1, dtype, k, VW)};
+        down_step(x, a, acc);
+    }
+    if (k < s->to) {
+        vf x[PAIR] = {v_get(x0, dtype, k, term->k - k), v_get(x1, dtype, k, term->k - k)};
+        down_step(x, a, acc);
+    }
+    vf sums = v_sums(acc) * v_set(s->scale);
+    float *h0 = s->h + i * r + q, *h1 = i + 1 < s->rows ? h0 + r : h0;
+    float part[VW];
+    v_store(part, sums);
+    UNROLL for (int j = 0; j < WIDE; j++) h0[j] += part[j];
+    if (h1 != h0) UNROLL for (int j = 0; j < WIDE; j++) h1[j] += part[WIDE + j];
+}
+
+INLINE void down_rows(const slim *s, int dtype, int r) {
+    for (int64_t i = 0; i < s->rows; i += PAIR)
+        for (int64_t q = 0; q < r; q += WIDE) down_tile(s, dtype, r, i, q);
+}
+
+/* ---- y = h·B ---- */
+
+/* Rows of y and steps of VW features at a time: so many independent sums that no multiply-add waits. */
+#if VW == 16
+#define UP_ROWS(r) ((r) == UNIT ? 2 : 1)
+#else
+#define UP_ROWS(r) 1
+#endif
+#define UP_STEPS 4
+
+/* `steps` vectors of `p` rows of y, from feature n on; the last may be cut to `part` features. */
+INLINE void up_step(char *const row[2], int dtype, int p, int steps, int r, vf h[2][2 * UNIT], const float *b,
+                    int64_t n, int64_t part) {
+    vf y[2][UP_STEPS];
+    UNROLL for (int t = 0; t < p; t++) {
+        UNROLL for (int v = 0; v < steps; v++) y[t][v] = v_set(0.0f);
+    }
+    UNROLL for (int j = 0; j < r; j++) {
+        UNROLL for (int v = 0; v < steps; v++) {
+            vf w = v_pin(v_load(b + (v * r + j) * VW));
+            UNROLL for (int t = 0; t < p; t++) y[t][v] = v_fma(h[t][j], w, y[t][v]);
+        }
+    }
+    UNROLL for (int t = 0; t < p; t++) {
+        UNROLL for (int v = 0; v < steps; v++) v_put(row[t], dtype, n + v * VW, y[t][v], part);
+    }
+}
+
+/* Rows i ... of y from h, whose elements stay broadcast in registers. */
+INLINE void up_tile(const slim *s, int dtype, int p, int r, int64_t i) {
+    vf h[2][2 * UNIT];
+    char *row[2];
+    UNROLL for (int t = 0; t < p; t++) {
+        int64_t line = least(i + t, s->rows - 1);
+        row[t] = (char *)s->up->c + (s->m0 + line) * s->up->rs * dtype_size(dtype);
+        UNROLL for (int j = 0; j < r; j++) h[t][j] = v_set(s->h[line * r + j]);
+    }
+    int64_t end = least(s->to, s->up->n), n = s->from;
+    for (; n + UP_STEPS * VW <= end; n += UP_STEPS * VW)
+        up_step(row, dtype, p, UP_STEPS, r, h, s->b + n * r, n, VW);
+    for (; n < end; n += VW) up_step(row, dtype, p, 1, r, h, s->b + n * r, n, least(VW, end - n));
+}
+
+INLINE void up_rows(const slim *s, int dtype, int r) {
+    for (int64_t i = 0; i < s->rows; i += UP_ROWS(r)) up_tile(s, dtype, UP_ROWS(r), r, i);
+}
+
+/* ---- by dtype and rank ---- */
+
+#define BY_RANK(name, dtype) (rank == UNIT ? name(s, dtype, UNIT) : name(s, dtype, 2 * UNIT))
+#define BY_DTYPE(name, dtype)                                                                                \
+    switch (dtype) {                                                                                         \
+    case TP_F32:                                                                                             \
+        BY_RANK(name, TP_F32);                                                                               \
+        break;                                                                                               \
+    case TP_BF16:                                                                                            \
+        BY_RANK(name, TP_BF16);                                                                              \
+        break;                                                                                               \
+    default:                                                                                                 \
+        BY_RANK(name, TP_F16);                                                                               \
+    }
+
+static void down(const slim *s, int64_t rank) {
+    BY_DTYPE(down_rows, s->down->term[0].a.dtype)
+}
+
+static void up(const slim *s, int64_t rank) {
+    BY_DTYPE(up_rows, s->up->c_dtype)
+}
+
+void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float scale, int64_t m0, int64_t m1,
+                         float *scratch) {
+    int64_t rank = first->n, r = padded_rank(rank), k = first->term[0].k, n = second->n;
+    float *a = scratch, *b = a + round_up(k, VW) * r, *h = b + round_up(n, VW) * r;
+    tpi_matrix columns = tpi_matrix_transposed(first->term[0].b);
+    pack(&columns, rank, k, a);
+    pack(&second->term[0].b, rank, n, b);
+    slim s = {.down = first, .up = second, .a = a, .b = b, .h = h, .scale = scale};
+    for (s.m0 = m0; s.m0 < m1; s.m0 += BLOCK) {
+        s.rows = least(BLOCK, m1 - s.m0);
+        memset(h, 0, sizeof(float) * (size_t)(BLOCK * r));
+        for (s.from = 0; s.from < k; s.from = s.to) {
+            s.to = least(s.from + NEAR / r, round_up(k, VW));
+            down(&s, r);
+        }
+        for (s.from = 0; s.from < n; s.from = s.to) {
+            s.to = least(s.from + NEAR / r, round_up(n, VW));
+            up(&s, r);
+        }
+    }
+}
