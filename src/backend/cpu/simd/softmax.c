@@ -1,12 +1,12 @@
 /* softmax and its gradient over any dimension.
  *
  * Over the last one a row is read from memory once: its maximum, the exponentials and their sum, and the
- * scaling are three passes over what is by then in the first cache. Over another dimension the lanes of a
+ * scaling are three passes over what is by then near; the third joins the next row's second. Over another dimension the lanes of a
  * vector are neighbouring sums; the trick is one reading pass for maximum and sum together, in which a sum is
  * scaled down when a block of steps raises its maximum (Milakov and Gimelshein 2018). */
 #include "backend/cpu/simd/row.h"
 
-#define BUFFERS 3
+#define BUFFERS 4
 
 #define SPAN 1024 /* sums side by side: their state stays in the first cache */
 #define BLOCK                                                                                                \
@@ -24,31 +24,51 @@ SCRATCH(softmax_scratch) {
     return TPI_SIMD(row_scratch)(tpi_row_length(tpi_in_operand(step, 0)), BUFFERS, threads);
 }
 
-/* y = exp(x - top); their sum. Fetches the row `next` meanwhile. */
-static float exponentials(const float *x, float *y, int64_t n, float top, const float *next) {
+/* A row whose exponentials are known and are still to be scaled and written. */
+typedef struct pending {
+    const float *e;
+    float *y;
+    vf scale;
+    bool stream;
+} pending;
+
+INLINE void write_part(const pending *p, int64_t i, int64_t part) {
+    row_put(p->y, i, row_get(p->e, i, part) * p->scale, part, p->stream);
+}
+
+/* e = exp(x - top); their sum. Meanwhile writes the row before, if there is one, and fetches the next. */
+static float exponentials(const float *x, float *e, int64_t n, float top, const pending *before,
+                          const float *next) {
     float sum;
     ROW_SUM(sum, n, {
         row_fetch(next, i);
-        vf e = v_exp(row_get(x, i, part) - v_set(top));
-        if (part < VW) e = v_keep(e, part);
-        v_put(y, TP_F32, i, e, part);
-        term = e;
+        term = v_exp(row_get(x, i, part) - v_set(top));
+        if (part < VW) term = v_keep(term, part);
+        v_put(e, TP_F32, i, term, part);
+        if (before) write_part(before, i, part);
     });
     return sum;
 }
 
+/* Row by row; a row is written while the next one's exponentials are computed, so that the memory works while
+ * the arithmetic does. */
 static void softmax_rows(const row_range *range) {
+    pending before = {.stream = range->stream};
     for (int64_t row = range->begin; row < range->end; row++) {
         const float *x = row_in(range, 0, row, 0);
-        float *y = row_out(range, 0, row, 1), *e = row_buffer(range, 2);
-        float top = row_max(x, range->n), sum = 0.0f;
+        float *e = row_buffer(range, 2 + (row & 1));
+        float top = row_max(x, range->n);
         if (top == -INFINITY) /* nothing, or a NaN that the maximum passed over */
             top = 0.0f;
-        sum = exponentials(x, e, range->n, top, row_next(range, 0, row));
-        vf scale = v_set(sum == 0.0f ? 0.0f : 1.0f / sum);
-        FOR_VECTORS(i, part, range->n) row_put(y, i, row_get(e, i, part) * scale, part, range->stream);
-        row_done(range, 0, row, 1);
+        float sum =
+            exponentials(x, e, range->n, top, before.e ? &before : NULL, row_next(range, 0, row));
+        if (before.e) row_done(range, 0, row - 1, 1);
+        before.e = e, before.y = row_out(range, 0, row, 1);
+        before.scale = v_set(sum == 0.0f ? 0.0f : 1.0f / sum);
     }
+    if (!before.e) return;
+    FOR_VECTORS(i, part, range->n) write_part(&before, i, part);
+    row_done(range, 0, range->end - 1, 1);
 }
 
 /* dx = y · (dy - Σ y·dy) */
