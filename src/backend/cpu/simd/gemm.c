@@ -19,6 +19,17 @@ typedef struct chunk { /* steps [k0, k0 + k) of one term, then `tail` steps of t
     bool first, last;
 } chunk;
 
+/* A thread's scratch, in floats: packed a, packed b, and c where it is not written directly. Smaller products
+ * than a block take as much less. */
+typedef struct layout {
+    int64_t columns, a, b, c;
+} layout;
+
+static layout layout_of(int64_t m, int64_t n, int64_t k) {
+    int64_t rows = least(MC, round_up(m, MR)), columns = least(NC, round_up(n, NR)), depth = least(DEPTH, k);
+    return (layout){columns, round_up(rows * depth, VW), columns * depth, rows * columns};
+}
+
 static vf bias_of(const tpi_gemm *g, int64_t j, int64_t n) {
     return v_get(g->bias, g->bias_dtype, j, n);
 }
@@ -78,7 +89,8 @@ static void tiles(const tpi_gemm *g, const chunk *c, int64_t i0, int64_t i1, int
 
 static void run_chunk(const tpi_gemm *g, const chunk *c, int64_t m0, int64_t m1, int64_t j0, int64_t j1,
                       float *scratch, bool direct) {
-    float *pa = scratch, *pb = pa + MC * DEPTH, *pc = pb + NC * DEPTH;
+    layout l = layout_of(g->m, g->n, g->term[0].k + (g->terms == 2 ? g->term[1].k : 0));
+    float *pa = scratch, *pb = pa + l.a, *pc = pb + l.b;
     const tpi_matrix *b = &c->term->b;
     int64_t depth = c->k + c->tail, whole = j1;
     bool in_place = m1 - m0 <= THIN && !c->tail && b->dtype == TP_F32 && b->cs == 1 && b->rs > NR;
@@ -91,7 +103,7 @@ static void run_chunk(const tpi_gemm *g, const chunk *c, int64_t m0, int64_t m1,
         TPI_SIMD(pack_a)(&c->term->a, i, c->k0, i1 - i, c->k, pa, MR * depth);
         if (c->tail) TPI_SIMD(pack_a)(&c->extra->a, i, 0, i1 - i, c->tail, pa + MR * c->k, MR * depth);
         float *out = direct ? (float *)g->c + i * g->rs + j0 : pc;
-        int64_t ld = direct ? g->rs : NC;
+        int64_t ld = direct ? g->rs : l.columns;
         if (packed > j0)
             tiles(g, c, i, i1, j0, packed, pa, tpi_matrix_at(b, c->k0, j0), b->rs, out, ld, direct);
         tiles(g, c, i, i1, packed, j1, pa, pb, NR, out + (packed - j0), ld, direct);
@@ -149,7 +161,9 @@ void TPI_SIMD(gemm_block)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0,
 }
 
 size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k) {
-    size_t blocked = sizeof(float) * ((size_t)(MC + NC) * DEPTH + (size_t)MC * NC);
+    layout straight = layout_of(m, n, k), turned = layout_of(n, m, k);
+    int64_t floats = most(straight.a + straight.b + straight.c, turned.a + turned.b + turned.c);
+    size_t blocked = sizeof(float) * (size_t)round_up(floats, VW);
     size_t skinny = TPI_SIMD(gemm_skinny_scratch)(m, n, k);
     return skinny > blocked ? skinny : blocked;
 }

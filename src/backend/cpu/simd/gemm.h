@@ -41,7 +41,8 @@ typedef struct tpi_gemm {
     int activation; /* 0 or a unary tpi_op */
 } tpi_gemm;
 
-/* Bytes of scratch that one thread needs for a product of this shape, whatever the operands' strides. */
+/* Bytes of scratch that one thread needs for a product of up to this shape, whatever the operands' strides.
+ */
 size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k);
 
 /* Computes rows [m0, m1) and columns [n0, n1) in the calling thread. */

@@ -146,17 +146,21 @@ static const float *k_rows(const tpi_matrix *x, int64_t i0, int64_t rows, int64_
     return space;
 }
 
+static int64_t span_of(int64_t n) {
+    return least(SPAN, round_up(n, VW));
+}
+
 static void few_rows(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch) {
-    float *out = scratch, *space = scratch + FEW_ROWS * SPAN;
     const float *rows[2];
-    int64_t stride[2], m = m1 - m0;
+    int64_t stride[2], m = m1 - m0, span = span_of(g->n);
+    float *out = scratch, *space = scratch + m * span;
     for (int t = 0; t < g->terms; t++) {
         rows[t] = k_rows(&g->term[t].a, m0, m, g->term[t].k, space, &stride[t]);
-        space += FEW_ROWS * round_up(g->term[t].k, VW);
+        space += m * round_up(g->term[t].k, VW);
     }
-    for (int64_t j = n0; j < n1; j += SPAN) {
-        int64_t n = least(SPAN, n1 - j);
-        memset(out, 0, sizeof(float) * SPAN * (size_t)m);
+    for (int64_t j = n0; j < n1; j += span) {
+        int64_t n = least(span, n1 - j);
+        memset(out, 0, sizeof(float) * (size_t)(span * m));
         for (int t = 0; t < g->terms; t++) {
             const tpi_matrix *b = &g->term[t].b;
             int64_t k = g->term[t].k;
@@ -170,14 +174,14 @@ static void few_rows(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int6
                           k,
                           out,
                           1,
-                          SPAN,
+                          span,
                           true};
                 dot_products(&d, b->dtype);
             } else {
-                sum_of_rows(rows[t], stride[t], b, j, m, n, k, out, SPAN);
+                sum_of_rows(rows[t], stride[t], b, j, m, n, k, out, span);
             }
         }
-        TPI_SIMD(gemm_finish)(g, m0, j, m, n, out, SPAN);
+        TPI_SIMD(gemm_finish)(g, m0, j, m, n, out, span);
     }
 }
 
@@ -221,10 +225,8 @@ bool TPI_SIMD(gemm_skinny)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0
 }
 
 size_t TPI_SIMD(gemm_skinny_scratch)(int64_t m, int64_t n, int64_t k) {
-    int64_t floats = 0;
-    if (m <= FEW_ROWS)
-        floats = FEW_ROWS * (SPAN + round_up(k, VW) + 2 * VW);
-    else if (n <= FEW_COLUMNS)
-        floats = FEW_COLUMNS * (BAND + round_up(least(k, DEEPEST), VW));
-    return (size_t)round_up(floats * 4, 64);
+    int64_t by_rows = least(m, FEW_ROWS) * (span_of(n) + round_up(k, VW) + 2 * VW);
+    int64_t by_columns = least(n, FEW_COLUMNS) * (BAND + round_up(least(k, DEEPEST), VW));
+    if (n < FEW_COLUMNS) by_columns += (FEW_COLUMNS - n) * BAND; /* the block's rows are that far apart */
+    return (size_t)round_up(most(by_rows, by_columns) * 4, 64);
 }

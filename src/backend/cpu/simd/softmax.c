@@ -1,9 +1,10 @@
 /* softmax and its gradient over any dimension.
  *
  * Over the last one a row is read from memory once: its maximum, the exponentials and their sum, and the
- * scaling are three passes over what is by then near; the third joins the next row's second. Over another dimension the lanes of a
- * vector are neighbouring sums; the trick is one reading pass for maximum and sum together, in which a sum is
- * scaled down when a block of steps raises its maximum (Milakov and Gimelshein 2018). */
+ * scaling are three passes over what is by then near; the third joins the next row's second. Over another
+ * dimension the lanes of a vector are neighbouring sums; the trick is one reading pass for maximum and sum
+ * together, in which a sum is scaled down when a block of steps raises its maximum (Milakov and Gimelshein
+ * 2018). */
 #include "backend/cpu/simd/row.h"
 
 #define BUFFERS 4
@@ -60,8 +61,7 @@ static void softmax_rows(const row_range *range) {
         float top = row_max(x, range->n);
         if (top == -INFINITY) /* nothing, or a NaN that the maximum passed over */
             top = 0.0f;
-        float sum =
-            exponentials(x, e, range->n, top, before.e ? &before : NULL, row_next(range, 0, row));
+        float sum = exponentials(x, e, range->n, top, before.e ? &before : NULL, row_next(range, 0, row));
         if (before.e) row_done(range, 0, row - 1, 1);
         before.e = e, before.y = row_out(range, 0, row, 1);
         before.scale = v_set(sum == 0.0f ? 0.0f : 1.0f / sum);
