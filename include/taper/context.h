@@ -65,6 +65,19 @@ typedef struct tp_context_stats {
 
 TP_API void tp_context_get_stats(tp_context *ctx, tp_context_stats *out);
 
+/* Whether evaluations that run from now on, queued ones included, look for the first number that is not
+ * finite; off unless TP_DETECT_NAN=1. Such an evaluation fails with TP_ENONFINITE at the operation that made
+ * it, and changes no state: "exp (kernel avx512, plan step 12 of 40): element [3, 7] of f32 [4, 16] is inf;
+ * its inputs are finite". The step's number is that of tp_graph_explain; of a fused chain all its operations
+ * are named.
+ *
+ * At fault are: a NaN in a leaf; an operation that makes a NaN; one that makes an infinity of finite inputs.
+ * Infinities in leaves are none, as masks hold them, nor is what follows from them, short of a NaN.
+ *
+ * Costs one more reading of every operand, and memory for a copy of the state that is assigned. Returns what
+ * was set before. May be called from any thread. */
+TP_API bool tp_context_detect_nonfinite(tp_context *ctx, bool on);
+
 /* Gives memory kept for reuse back to the system. */
 TP_API void tp_context_trim(tp_context *ctx);
 

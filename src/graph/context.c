@@ -59,6 +59,11 @@ static void apply_topic(tp_context *ctx, int index, bool off) {
     if (!off) ctx->topics |= 1u << index;
 }
 
+static bool is_on(const char *variable) {
+    const char *value = getenv(variable);
+    return value && strcmp(value, "1") == 0;
+}
+
 static tp_status apply_options(tp_context *ctx, const tp_context_options *options) {
     static const char *const fusion_names[] = {
 #define X(NAME, text) text,
@@ -66,11 +71,11 @@ static tp_status apply_options(tp_context *ctx, const tp_context_options *option
 #undef X
     };
     static const char *const topic_names[] = {"plan", "kernel", "memory"};
-    const char *strict = getenv("TP_STRICT"), *check = getenv("TP_PLAN_CHECK");
     ctx->log = options->log;
     ctx->log_user = options->log_user;
-    ctx->strict = options->strict || (strict && strcmp(strict, "1") == 0);
-    ctx->check_plans = check && strcmp(check, "1") == 0;
+    ctx->strict = options->strict || is_on("TP_STRICT");
+    ctx->check_plans = is_on("TP_PLAN_CHECK");
+    atomic_init(&ctx->detect_nonfinite, is_on("TP_DETECT_NAN"));
     ctx->fusions = (1u << TPI_FUSION_COUNT) - 1;
     TPI_TRY(each_word("TP_FUSE", options->fuse ? options->fuse : getenv("TP_FUSE"), fusion_names,
                       TPI_FUSION_COUNT, apply_fusion, ctx));
@@ -147,6 +152,10 @@ void tp_context_get_stats(tp_context *ctx, tp_context_stats *out) {
     out->memory_now = memory.now;
     out->memory_peak = memory.peak;
     out->tensors = memory.blocks;
+}
+
+bool tp_context_detect_nonfinite(tp_context *ctx, bool on) {
+    return atomic_exchange(&ctx->detect_nonfinite, on);
 }
 
 void tp_context_trim(tp_context *ctx) {

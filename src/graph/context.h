@@ -9,6 +9,7 @@
 #include "taper/graph.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 enum tpi_topic { TPI_TOPIC_PLAN = 1, TPI_TOPIC_KERNEL = 2, TPI_TOPIC_MEMORY = 4 };
 
@@ -34,6 +35,7 @@ struct tp_context {
     unsigned topics;  /* enum tpi_topic bits */
     unsigned fusions; /* bit of each enum tpi_fusion that is on */
     bool strict, check_plans;
+    atomic_bool detect_nonfinite; /* runs fail at the first step that makes a NaN or an infinity */
     bool null_kernels; /* bench only: steps are bound and skipped, to measure the host's cost alone */
     tpi_threads *threads;
     tpi_memory *memory;

@@ -1,6 +1,8 @@
-/* Running a plan: pointers into slots, then one call a step. */
+/* Running a plan: pointers into slots, then one call a step; timed or checked where that was asked for. */
 #include "graph/run.h"
+#include "graph/nonfinite.h"
 
+#include <string.h>
 #include <time.h>
 
 static void bind(const tpi_plan *plan, char *arena, void *const *bases, void **slots) {
@@ -26,22 +28,76 @@ static tp_status run_steps(const tpi_run *run) {
     return TP_OK;
 }
 
+static tp_status run_timed(const tpi_run *run, const tpi_launch *launch, uint32_t i) {
+    struct timespec t0, t1;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    TPI_TRY(launch->step->kernel->run(launch));
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    double us = 1e6 * (double)(t1.tv_sec - t0.tv_sec) + 1e-3 * (double)(t1.tv_nsec - t0.tv_nsec);
+    const tpi_operand *out = tpi_out_operand(launch->step, 0);
+    char shape[TPI_SHAPE_TEXT];
+    tpi_log(run->context, TP_LOG_INFO, "kernel: %4u %s/%s %s%s %.1f us", i, tpi_ops[launch->step->op].name,
+            launch->step->kernel->name, tp_dtype_name((tp_dtype)out->dtype),
+            tpi_shape_text(out->rank, out->shape, shape), us);
+    return TP_OK;
+}
+
 static tp_status run_steps_timed(const tpi_run *run) {
     tpi_launch launch = {NULL, run->slots, run->context->threads};
     for (uint32_t i = 0; i < run->plan->n_steps; i++) {
-        struct timespec t0, t1;
         launch.step = &run->plan->steps[i];
-        clock_gettime(CLOCK_MONOTONIC, &t0);
-        TPI_TRY(launch.step->kernel->run(&launch));
-        clock_gettime(CLOCK_MONOTONIC, &t1);
-        double us = 1e6 * (double)(t1.tv_sec - t0.tv_sec) + 1e-3 * (double)(t1.tv_nsec - t0.tv_nsec);
-        const tpi_operand *out = tpi_out_operand(launch.step, 0);
-        char shape[TPI_SHAPE_TEXT];
-        tpi_log(run->context, TP_LOG_INFO, "kernel: %4u %s/%s %s%s %.1f us", i, tpi_ops[launch.step->op].name,
-                launch.step->kernel->name, tp_dtype_name((tp_dtype)out->dtype),
-                tpi_shape_text(out->rank, out->shape, shape), us);
+        TPI_TRY(run_timed(run, &launch, i));
     }
     return TP_OK;
+}
+
+/* ---- looking for what is not finite ---- */
+
+static tp_status run_steps_checked(const tpi_run *run) {
+    tpi_launch launch = {NULL, run->slots, run->context->threads};
+    const bool timed = tpi_verbose(run->context, TPI_TOPIC_KERNEL);
+    for (uint32_t i = 0; i < run->plan->n_steps; i++) {
+        bool may_be_infinite;
+        launch.step = &run->plan->steps[i];
+        TPI_TRY(tpi_nonfinite_inputs(run, i, &may_be_infinite));
+        TPI_TRY(timed ? run_timed(run, &launch, i) : launch.step->kernel->run(&launch));
+        TPI_TRY(tpi_nonfinite_outputs(run, i, may_be_infinite));
+    }
+    return TP_OK;
+}
+
+typedef enum direction { COUNT_ONLY, TO_COPY, FROM_COPY } direction;
+
+/* Copies the state that steps write over, which is what their outputs on leaves are, to `copy` or back.
+ * Returns its bytes. */
+static size_t copy_state(const tpi_run *run, char *copy, direction way) {
+    size_t at = 0;
+    for (uint32_t i = 0; i < run->plan->n_steps; i++) {
+        const tpi_step *step = &run->plan->steps[i];
+        for (int k = 0; k < step->n_out; k++) {
+            const tpi_operand *out = tpi_out_operand(step, k);
+            const uint32_t slot = step->slots[step->n_in + k];
+            const size_t bytes = (size_t)out->count * tp_dtype_size((tp_dtype)out->dtype);
+            if (run->plan->slots[slot].place != TPI_PLACE_LEAF || bytes == 0) continue;
+            if (way == TO_COPY) memcpy(copy + at, run->slots[slot], bytes);
+            if (way == FROM_COPY) memcpy(run->slots[slot], copy + at, bytes);
+            at += bytes;
+        }
+    }
+    return at;
+}
+
+/* A check may fail behind the first step that wrote state: then the state is put back. */
+static tp_status run_checked(const tpi_run *run) {
+    tpi_memory *memory = run->context->memory;
+    const size_t bytes = copy_state(run, NULL, COUNT_ONLY);
+    void *copy = NULL;
+    if (bytes) TPI_TRY(tpi_memory_take(memory, bytes, &copy));
+    copy_state(run, copy, TO_COPY);
+    tp_status status = run_steps_checked(run);
+    if (status != TP_OK) copy_state(run, copy, FROM_COPY);
+    if (bytes) tpi_memory_give(memory, copy, bytes);
+    return status;
 }
 
 tp_status tpi_run_now(const tpi_run *run) {
@@ -51,7 +107,9 @@ tp_status tpi_run_now(const tpi_run *run) {
     if (plan->arena_bytes) TPI_TRY(tpi_memory_take(ctx->memory, plan->arena_bytes, &arena));
     bind(plan, arena, run->bases, run->slots);
     tp_status status = TP_OK;
-    if (tpi_verbose(ctx, TPI_TOPIC_KERNEL))
+    if (atomic_load_explicit(&ctx->detect_nonfinite, memory_order_relaxed) && !ctx->null_kernels)
+        status = run_checked(run);
+    else if (tpi_verbose(ctx, TPI_TOPIC_KERNEL))
         status = run_steps_timed(run);
     else if (!ctx->null_kernels)
         status = run_steps(run);
