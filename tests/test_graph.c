@@ -133,6 +133,11 @@ Test(graph, questions_compute_nothing) {
     cr_assert_eq(tp_lazy_rank(NULL), 0);
     cr_assert_null(tp_lazy_shape(NULL));
     cr_assert_not(tp_lazy_is_evaluated(NULL));
+    cr_assert_eq(tp_graph_size(NULL), 0);
+    cr_assert_null(tp_graph_context(NULL));
+    must_fail(tp_graph_status(NULL), TP_EINVAL, "graph is NULL");
+    char *text;
+    must_fail(tp_graph_trace(NULL, TP_TRACE_TEXT, &text), TP_EINVAL, "graph is NULL");
     cr_assert_eq(stats().plan_misses, misses);
     must(tp_lazy_eval(y, NULL));
     cr_assert(tp_lazy_is_evaluated(y));

@@ -38,11 +38,13 @@ TP_API void tp_graph_destroy(tp_graph *graph);
  * afterwards. Time: proportional to the number of leaves. */
 TP_API void tp_graph_reset(tp_graph *graph);
 
-/* Nodes recorded since creation or reset. */
+/* Nodes recorded since creation or reset; 0 for NULL. */
 TP_API size_t tp_graph_size(const tp_graph *graph);
 
-/* The sticky error: TP_OK if every recording succeeded. */
+/* The sticky error: TP_OK if every recording succeeded; TP_EINVAL for NULL. */
 TP_API tp_status tp_graph_status(const tp_graph *graph);
+
+/* Borrowed; NULL for NULL. */
 TP_API tp_context *tp_graph_context(const tp_graph *graph);
 
 /* ---- leaves ---- */
@@ -130,7 +132,8 @@ TP_API tp_status tp_graph_recompute_end(tp_graph *graph);
 
 typedef enum tp_trace_format { TP_TRACE_TEXT, TP_TRACE_DOT, TP_TRACE_JSON } tp_trace_format;
 
-/* The recording as text. Owned: free it with tp_free. */
+/* The recording as text. Owned: free it with tp_free. Fails with TP_EINVAL if graph is NULL or the format does
+ * not exist, TP_ENOMEM. */
 TP_API tp_status tp_graph_trace(tp_graph *graph, tp_trace_format format, char **out);
 
 /* The plan that would evaluate these nodes, as text: steps, kernels, memory. Owned: tp_free. */

@@ -92,12 +92,13 @@ void tp_graph_reset(tp_graph *graph) {
 }
 
 size_t tp_graph_size(const tp_graph *graph) {
-    return graph->count;
+    return graph ? graph->count : 0;
 }
 tp_context *tp_graph_context(const tp_graph *graph) {
-    return graph->context;
+    return graph ? graph->context : NULL;
 }
 
 tp_status tp_graph_status(const tp_graph *graph) {
+    if (!graph) return tpi_fail(TP_EINVAL, "graph is NULL");
     return graph->status == TP_OK ? TP_OK : tpi_fail(graph->status, "%s", graph->message);
 }

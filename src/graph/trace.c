@@ -57,6 +57,7 @@ tp_status tp_graph_trace(tp_graph *graph, tp_trace_format format, char **out) {
     } formats[] = {{"", "", put_text}, {"digraph taper {\n", "}\n", put_dot}, {"[", "\n]\n", put_json}};
     writer w = {0};
     *out = NULL;
+    if (!graph) return tpi_fail(TP_EINVAL, "tp_graph_trace: graph is NULL");
     if ((unsigned)format >= sizeof formats / sizeof formats[0])
         return tpi_fail(TP_EINVAL, "tp_graph_trace: format %d does not exist", (int)format);
     put(&w, "%s", formats[format].begin);

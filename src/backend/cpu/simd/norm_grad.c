@@ -53,24 +53,37 @@ static void grad_row(const float *x, const float *dy, const float *weight, int64
     }
 }
 
+/* The thread's share of dweight and dbias grows by a row. */
+INLINE void add_share(const row_range *range, const float *x, const float *dy, bool centred, float mean,
+                      float r) {
+    float *dweight = row_buffer(range, DWEIGHT), *dbias = row_buffer(range, DBIAS);
+    vf m = v_set(mean), scale = v_set(r);
+    FOR_VECTORS(i, part, range->n) {
+        vf d = row_get(dy, i, part), hat = (row_get(x, i, part) - m) * scale;
+        v_put(dweight, TP_F32, i, v_fma(d, hat, row_get(dweight, i, part)), part);
+        if (centred) v_put(dbias, TP_F32, i, d + row_get(dbias, i, part), part);
+    }
+}
+
+/* With frozen weights nobody wants their gradients. */
+static bool wants_shares(const tpi_launch *launch) {
+    return tpi_out(launch, 1) || (launch->step->n_out > 2 && tpi_out(launch, 2));
+}
+
 static void grad_rows(const row_range *range) {
     const tpi_step *step = range->launch->step;
     const tpi_attr_norm *attr = step->attr;
     bool centred = step->op == TPI_LAYER_NORM_GRAD;
     const float *weight = step->n_in > 2 ? row_in(range, 2, 0, WEIGHT) : NULL;
-    float *dweight = row_buffer(range, DWEIGHT), *dbias = row_buffer(range, DBIAS), mean;
+    bool shares = wants_shares(range->launch);
     int64_t n = range->n;
-    memset(dweight, 0, (size_t)n * sizeof(float));
-    memset(dbias, 0, (size_t)n * sizeof(float));
+    float mean;
+    memset(row_buffer(range, DWEIGHT), 0, (size_t)n * sizeof(float));
+    memset(row_buffer(range, DBIAS), 0, (size_t)n * sizeof(float));
     for (int64_t row = range->begin; row < range->end; row++) {
         const float *x = row_in(range, 0, row, X), *dy = row_in(range, 1, row, DY);
         float r = statistics(x, n, centred, attr->eps, &mean);
-        vf m = v_set(mean), scale = v_set(r);
-        FOR_VECTORS(i, part, n) {
-            vf d = row_get(dy, i, part), hat = (row_get(x, i, part) - m) * scale;
-            v_put(dweight, TP_F32, i, v_fma(d, hat, row_get(dweight, i, part)), part);
-            if (centred) v_put(dbias, TP_F32, i, d + row_get(dbias, i, part), part);
-        }
+        if (shares) add_share(range, x, dy, centred, mean, r);
         if (!tpi_out(range->launch, 0)) continue;
         grad_row(x, dy, weight, n, centred, mean, r, row_out(range, 0, row, DX));
         row_done(range, 0, row, DX);
