@@ -273,7 +273,13 @@ class CliTest(unittest.TestCase):
     def test_limits(self):
         self.refused(self.train_args("no", "--mem-limit", "100kB"), 4, "limit")
         wild = ("--method", "full", "--lr", 1e6, "--weight-decay", 1e6, "--clip", 0, "--iters", 30)
-        self.refused(self.train_args("wild", *wild), 5, "not finite")
+        named = r"step \d+: \w+( of [\w, ]+)? \(kernel \w+, plan step \d+ of \d+\): element \[.*; "
+        stopped = self.refused(self.train_args("wild", *wild), 5)
+        self.assertRegex(stopped.stderr, named + "not finite in 5 steps in a row; no checkpoint was saved\n")
+        self.assertEqual(stopped.stdout.count("Skipped"), 5)
+        stopped = self.refused(self.train_args("wilder", *wild, "--detect-nan", "--save-every", 1), 5)
+        self.assertRegex(stopped.stderr, named + r"the last good checkpoint is .*/wilder/checkpoints/step-\d+\n")
+        self.assertNotIn("Skipped", stopped.stdout)
 
     # ---- generation ----
 

@@ -480,24 +480,78 @@ Test(run, a_damaged_checkpoint_is_an_error) {
 
 /* ---- ends ---- */
 
-Test(run, five_steps_that_are_not_finite_end_it) {
+/* Puts `value` into the first element of the last parameter trained. */
+static void poison(tp_trainer *trainer, float value) {
+    tp_tensor *last = trainer->step->parameters[trainer->step->count - 1].tensor;
+    float *values = read_f32(last);
+    values[0] = value;
+    must(tp_tensor_write(last, values, (size_t)tp_tensor_count(last) * sizeof(float)));
+    free(values);
+}
+
+/* Leaves no memory for running the last skipped step again. */
+static void starve(void *user, const tp_train_record *record) {
+    if (record->event == TP_TRAIN_SKIPPED && record->skipped == 5) tpi_alloc_fail_at(1);
+    on_event(user, record);
+}
+
+static void run_poisoned(const char *out, tp_train_fn heard, const char *part) {
     tp_context *ctx = make_context();
     witness w = {0};
     tp_trainer *trainer;
-    tp_train_options options = run_options(TP_TRAIN_FULL, in_root("out"));
+    tp_train_options options = run_options(TP_TRAIN_FULL, in_root(out));
     options.user = &w;
+    options.on_event = heard;
     must(tp_trainer_create(&trainer, tp_device_cpu(ctx), &options));
-    const float nan_value = NAN;
-    tp_tensor *norm = trainer->step->parameters[trainer->step->count - 1].tensor;
-    float *values = read_f32(norm);
-    values[0] = nan_value;
-    must(tp_tensor_write(norm, values, (size_t)tp_tensor_count(norm) * sizeof(float)));
-    free(values);
-    must_fail(tp_trainer_run(trainer), TP_ENONFINITE, "step 5: loss nan");
+    poison(trainer, NAN);
+    must_fail(tp_trainer_run(trainer), TP_ENONFINITE, part);
+    cr_expect(strstr(tp_error_message(), "; not finite in 5 steps in a row; no checkpoint was saved"), "%s",
+              tp_error_message());
     cr_expect(w.skipped == 5 && w.saved == 0);
     must_fail(tp_trainer_run(trainer), TP_EINVAL, "has run");
     tp_trainer_destroy(trainer);
     tp_context_destroy(ctx);
+}
+
+Test(run, five_steps_that_are_not_finite_end_it) {
+    run_poisoned("out", on_event, "step 5: rms_norm (kernel ");
+    run_poisoned("starved", starve, "step 5: loss nan and gradient norm ");
+}
+
+static void poison_later(void *user, const tp_train_record *record) {
+    witness *w = user;
+    if (record->event == TP_TRAIN_STEP && record->iter == 7) poison(w->trainer, 3e38f);
+    on_event(user, record);
+}
+
+/* A weight becomes huge: step 8 overflows. */
+Test(run, the_first_operation_that_is_not_finite_is_named) {
+    for (int detect = 0; detect < 2; detect++) {
+        witness w = {0};
+        tp_train_options options = run_options(TP_TRAIN_FULL, in_root(detect ? "detect" : "out"));
+        options.on_event = poison_later;
+        options.detect_nan = detect;
+        must_fail(run(&options, &w, NULL), TP_ENONFINITE, detect ? "step 8: " : "step 12: ");
+        const char *message = tp_error_message();
+        cr_expect(strstr(message, " (kernel ") && strstr(message, "its inputs are finite"), "%s", message);
+        cr_expect((strstr(message, "in a row") == NULL) == detect, "%s", message);
+        cr_expect(strstr(message, "the last good checkpoint is ") && strstr(message, "/step-000006"), "%s",
+                  message);
+        cr_expect_eq(w.skipped, detect ? 0 : 5);
+        cr_expect(tpi_path_exists(
+            in_root(detect ? "detect/checkpoints/step-000006" : "out/checkpoints/step-000006")));
+    }
+}
+
+Test(run, detection_changes_no_number) {
+    witness plain = {0}, checked = {0};
+    tp_train_options options = run_options(TP_TRAIN_LORA, in_root("plain"));
+    must(run(&options, &plain, NULL));
+    options.out = in_root("checked");
+    options.detect_nan = true;
+    must(run(&options, &checked, NULL));
+    expect_same_from(&plain, &checked, 1);
+    expect_same_weights(TP_TRAIN_LORA, in_root("plain"), in_root("checked"));
 }
 
 Test(run, patience_ends_it_and_best_is_kept) {

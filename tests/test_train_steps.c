@@ -210,6 +210,9 @@ Test(step, what_is_not_finite_changes_nothing) {
             must(tp_tensor_write(g.step->parameters[0].tensor, values, bytes));
             float *before = state_of(g.step, &count);
             must(tpi_step_run(g.step, batches, parts, 1e-2, &result));
+            const int64_t attempts = g.step->attempts;
+            must_fail(tpi_step_diagnose(g.step, batches, parts, 1e-2), TP_ENONFINITE, " (kernel ");
+            cr_expect_eq(g.step->attempts, attempts);
             float *after = state_of(g.step, &count);
             cr_expect(result.skipped, "%g: loss %g norm %g", (double)poison[p], result.loss,
                       result.grad_norm);

@@ -137,6 +137,7 @@ typedef struct tp_train_options {
     int64_t keep;        /* checkpoints kept; 0: all */
     int64_t log_every;   /* steps between reports */
     const char *resume;  /* "auto": the newest checkpoint in `out`, if any; a checkpoint's directory; NULL */
+    bool detect_nan;     /* end at the first number that is not finite, as tp_context_detect_nonfinite does */
     tp_dtype dtype;      /* full: of the weights that are written, TP_F32, TP_BF16 or TP_F16 */
 
     tp_train_fn on_event; /* may be NULL */
@@ -148,7 +149,7 @@ typedef struct tp_train_options {
         sizeof(tp_train_options), NULL, NULL, NULL, TP_TRAIN_LORA, /* lora */ 16, 32.0, 0.0, false, NULL, 0, \
             NULL, 0, NULL, /* data */ 1, 0, 4, 1, 2048, TP_OVERLONG_ERROR, false, TP_LOSS_COMPLETION,        \
             /* optimizer */ 1e-4, TP_SCHEDULE_COSINE, 0.03, 0.0, 0.9, 0.999, 1.0, 0, false,                  \
-            /* running */ 200, 25, 0, 100, 3, 10, NULL, TP_F32, NULL, NULL                                   \
+            /* running */ 200, 25, 0, 100, 3, 10, NULL, false, TP_F32, NULL, NULL                            \
     }
 
 /* Reads model, tokenizer and data, and makes what is trained; writes nothing. `options` and what it points to
@@ -163,10 +164,11 @@ TP_API tp_status tp_trainer_create(tp_trainer **out, tp_device *device, const tp
 TP_API tp_status tp_trainer_plan(tp_trainer *trainer, uint64_t *bytes);
 
 /* Runs to the end, and writes the output directory. Fails with TP_EINTERRUPTED after tp_trainer_stop, when
- * the checkpoint has been saved; TP_ENONFINITE after five steps in a row that are not finite, the last good
- * checkpoint being kept; TP_EINVAL for an output directory that holds checkpoints when `resume` is NULL, and
- * for a checkpoint of another model, data or configuration, naming what differs; TP_EFORMAT for a damaged
- * checkpoint; TP_EIO; TP_ENOMEM; TP_ELIMIT as tp_trainer_plan. Once per trainer. */
+ * the checkpoint has been saved; TP_ENONFINITE after five steps in a row that are not finite, or at the first
+ * with `detect_nan`, naming the operation that made the number and the last good checkpoint, which is kept;
+ * TP_EINVAL for an output directory that holds checkpoints when `resume` is NULL, and for a checkpoint of
+ * another model, data or configuration, naming what differs; TP_EFORMAT for a damaged checkpoint; TP_EIO;
+ * TP_ENOMEM; TP_ELIMIT as tp_trainer_plan. Once per trainer. */
 TP_API tp_status tp_trainer_run(tp_trainer *trainer);
 
 /* Asks a running trainer to save a checkpoint after the step it is in and to return. Callable from any thread

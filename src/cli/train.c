@@ -83,6 +83,8 @@ static const option_row rows[] = {
     ROW(INT, "log-every", train.log_every, "N", "Steps between reports", .aliases = "steps-per-report"),
     ROW(TEXT, "resume", train.resume, "auto|DIR", "Go on from the newest checkpoint, or from this one",
         .bare = "auto"),
+    ROW(FLAG, "detect-nan", train.detect_nan, NULL,
+        "End at the first number that is not finite, and name the operation that made it", .bare = "true"),
     ROW(FLAG, "dry-run", dry_run, NULL, "Check everything, print what the run needs, and stop",
         .bare = "true"),
     OPTION_GROUP("Machine:"),

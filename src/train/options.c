@@ -79,6 +79,7 @@ static const option table[] = {
     COUNT(keep, false, 0),
     COUNT(log_every, false, 1),
     CHOICE(dtype, false, dtypes),
+    FLAG(detect_nan, false),
 };
 
 #define OPTION_COUNT (sizeof table / sizeof *table)

@@ -96,17 +96,17 @@ static tp_status make_batches(tp_trainer *t, int64_t *count) {
     return TP_OK;
 }
 
-static tp_status note_skipped(tp_trainer *t) {
+/* The last of the skipped steps runs again, to name the operation; where that finds none, the numbers stand
+ * for it. */
+static tp_status note_skipped(tp_trainer *t, int64_t batch_count) {
     t->state.skipped++;
     t->state.skipped_in_row++;
     TPI_TRY(emit(t, TP_TRAIN_SKIPPED, t->last.loss, false));
     if (t->state.skipped_in_row < MAX_SKIPPED) return TP_OK;
-    return tpi_fail(TP_ENONFINITE,
-                    "step %lld: loss %g and gradient norm %g, not finite in %d steps in a row; "
-                    "%s%s",
-                    (long long)t->state.iter, t->last.loss, t->last.grad_norm, MAX_SKIPPED,
-                    t->last_checkpoint ? "the last good checkpoint is " : "no checkpoint was saved",
-                    t->last_checkpoint ? t->last_checkpoint : "");
+    if (tpi_step_diagnose(t->step, t->batches, batch_count, t->rate) != TP_ENONFINITE)
+        tpi_fail(TP_ENONFINITE, "loss %g and gradient norm %g", t->last.loss, t->last.grad_norm);
+    return tpi_fail(TP_ENONFINITE, "step %lld: %s; not finite in %d steps in a row", (long long)t->state.iter,
+                    tp_error_message(), MAX_SKIPPED);
 }
 
 static void note_learned(tp_trainer *t) {
@@ -116,21 +116,26 @@ static void note_learned(tp_trainer *t) {
     t->state.report_loss += t->last.loss * (double)t->last.tokens;
 }
 
-static tp_status train_step(tp_trainer *t) {
-    int64_t count;
-    tp_status status = make_batches(t, &count);
+static tp_status learn(tp_trainer *t, int64_t batch_count) {
     t->rate = tpi_schedule_rate(&t->schedule, t->state.iter);
-    if (status == TP_OK) status = tpi_step_run(t->step, t->batches, count, t->rate, &t->last);
-    for (int64_t i = 0; i < count; i++) tpi_batch_free(&t->batches[i]);
+    tp_status status = tpi_step_run(t->step, t->batches, batch_count, t->rate, &t->last);
     if (status != TP_OK) return tpi_fail_within(status, "step %lld", (long long)t->state.iter + 1);
     t->state.iter++;
     t->state.updates = t->step->updates;
     t->state.epoch = t->order.epoch;
     t->state.epoch_step = t->order.step;
-    if (t->last.skipped)
-        TPI_TRY(note_skipped(t));
-    else
-        note_learned(t);
+    if (t->last.skipped) return note_skipped(t, batch_count);
+    note_learned(t);
+    return TP_OK;
+}
+
+static tp_status train_step(tp_trainer *t) {
+    int64_t count;
+    tp_status status = make_batches(t, &count);
+    if (status != TP_OK) status = tpi_fail_within(status, "step %lld", (long long)t->state.iter + 1);
+    if (status == TP_OK) status = learn(t, count);
+    for (int64_t i = 0; i < count; i++) tpi_batch_free(&t->batches[i]);
+    TPI_TRY(status);
     TPI_TRY(emit(t, TP_TRAIN_STEP, t->last.loss, false));
     bool due = t->state.iter % t->options.log_every == 0 || t->state.iter == t->options.iters;
     return due ? report(t) : TP_OK;
@@ -238,13 +243,30 @@ static tp_status start(tp_trainer *t) {
     return status;
 }
 
+/* The loop, every evaluation of which is checked if that was asked for. */
+static tp_status loop_checked(tp_trainer *t) {
+    tp_context *ctx = tp_device_context(t->device);
+    if (!t->options.detect_nan) return loop(t);
+    const bool before = tp_context_detect_nonfinite(ctx, true);
+    tp_status status = loop(t);
+    tp_context_detect_nonfinite(ctx, before);
+    return status;
+}
+
+static tp_status name_checkpoint(const tp_trainer *t, tp_status status) {
+    if (status != TP_ENONFINITE) return status;
+    return tpi_fail(status, "%s; %s%s", tp_error_message(),
+                    t->last_checkpoint ? "the last good checkpoint is " : "no checkpoint was saved",
+                    t->last_checkpoint ? t->last_checkpoint : "");
+}
+
 tp_status tp_trainer_run(tp_trainer *t) {
     uint64_t bytes;
     if (t->ran) return tpi_fail(TP_EINVAL, "tp_trainer_run: this trainer has run");
     t->ran = true;
     TPI_TRY(tp_trainer_plan(t, &bytes));
     TPI_TRY(start(t));
-    TPI_TRY(loop(t));
+    TPI_TRY(name_checkpoint(t, loop_checked(t)));
     TPI_TRY(tpi_output_final(t));
     return tpi_plot_write(&t->log, t->options.out);
 }

@@ -224,6 +224,18 @@ tp_status tpi_step_run(tpi_step *step, const tpi_batch *batches, int64_t count, 
     return TP_OK;
 }
 
+tp_status tpi_step_diagnose(tpi_step *step, const tpi_batch *batches, int64_t count, double rate) {
+    tp_context *ctx = tp_device_context(tp_model_device(step->options.model));
+    const int64_t attempts = step->attempts;
+    tpi_step_result result;
+    step->attempts = attempts - 1; /* so that dropout is what it was */
+    const bool before = tp_context_detect_nonfinite(ctx, true);
+    tp_status status = tpi_step_run(step, batches, count, rate, &result);
+    tp_context_detect_nonfinite(ctx, before);
+    step->attempts = attempts;
+    return status;
+}
+
 tp_status tpi_step_loss(tpi_step *step, const tpi_batch *batch, double *sum) {
     float value = 0.0f;
     tp_lazy *output = record_loss(step, batch, NULL, false);
