@@ -1,15 +1,18 @@
 """Tests of what the documentation says: each C fragment compiles, the README's program runs, each command of
-docs/seed-coverage.md succeeds. What was built is in TAPER_BUILD.
+docs/seed-coverage.md succeeds, docs/command-line.md has the command's options. What was built is in TAPER_BUILD.
 
     TAPER_BUILD=build python3 tests/test_docs.py
 """
 
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 import unittest
 from pathlib import Path
+
+from test_cli import TRAIN_LINE, VAL_LINE
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("TAPER_BUILD", ROOT / "build"))
@@ -196,6 +199,85 @@ class SeedCoverageTest(unittest.TestCase):
                 self.assertEqual(done.returncode, 0, f"{command}\n{output[-2000:]}")
                 if "--filter" in command:
                     self.assertRegex(output, r"Passing: .{0,20}[1-9]", f"{command}: the filter matches no test")
+
+
+class CommandLineTest(unittest.TestCase):
+    """docs/command-line.md against `taper help` and src/cli/cli.h. Its tables have rows | option | default | meaning |,
+    those of several commands name them in a fourth column; a default that the help shows stands in backticks."""
+
+    OPTION = re.compile(r"^ {2}((?:-\w, |    )--\S+) +(.*)$", re.M)
+    DEFAULT = re.compile(r" \[([^]]*)\]$")
+
+    @classmethod
+    def setUpClass(cls):
+        cls.page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+        cls.commands = re.findall(r"^  ([a-z]\w*) {2,}\S", cls.help(), re.M)
+        cls.documented = {command: {} for command in cls.commands}
+        for section in re.split(r"^## ", cls.page, flags=re.M):
+            for cells in cls.rows(section):
+                if not cells[0].startswith("`-"):
+                    continue
+                own = re.match(r"taper (\w+)\n", section)
+                for command in cells[3].split(", ") if len(cells) == 4 else [own[1]]:
+                    cls.documented[command][cells[0].strip("`")] = cells[1]
+
+    @staticmethod
+    def help(*command):
+        environment = {**os.environ, "ARGP_HELP_FMT": "rmargin=500"}  # a line an option
+        return subprocess.run([BUILD / "taper", "help", *command], env=environment, check=True, capture_output=True,
+                              text=True).stdout
+
+    @staticmethod
+    def rows(text):
+        for line in text.splitlines():
+            if line.startswith("| "):
+                yield [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+    def options(self, command):
+        """Those that the help prints, with their defaults or None. The list of all commands, which `taper help help`
+        prints, has none."""
+        found = {}
+        for option, meaning in self.OPTION.findall(self.help(command)):
+            default = self.DEFAULT.search(meaning)
+            found[option.strip()] = default and default[1]
+        return found
+
+    def test_commands(self):
+        self.assertGreaterEqual(len(self.commands), 6)
+        listed = [cells[0].strip("`") for cells in self.rows(self.page.partition("\n## ")[0])]
+        self.assertEqual(listed, ["command", *self.commands])
+
+    def test_options_and_defaults(self):
+        total = 0
+        for command in self.commands:
+            options = self.options(command)
+            self.assertEqual(set(self.documented[command]), set(options), command)
+            for option, default in options.items():
+                with self.subTest(command=command, option=option):
+                    said = self.documented[command][option]
+                    self.assertEqual(said, f"`{default}`") if default else self.assertNotIn("`", said)
+            total += len(options)
+        self.assertGreater(total, 60)
+
+    def test_exit_codes(self):
+        header = (ROOT / "src" / "cli" / "cli.h").read_text(encoding="utf-8")
+        table = re.findall(r'X\(\w+, (\d+), "([^"]*)"\)', header)
+        self.assertGreaterEqual(len(table), 7)
+        self.assertEqual([tuple(cells) for cells in self.rows(self.page) if cells[0].isdigit()], table)
+
+    def test_examples_use_what_there_is(self):
+        lines = re.findall(r"^(?:.*\| )?taper (.*)$", re.search(r"```sh\n(.*?)```", self.page, re.S)[1], re.M)
+        self.assertGreaterEqual(len(lines), 6)
+        for line in lines:
+            command, *words = shlex.split(line, comments=True)
+            known = {name.split("=")[0].split("[")[0] for option in self.options(command) for name in option.split(", ")}
+            for word in words:
+                if word.startswith("-"):
+                    self.assertIn(word, known, line)
+
+    def test_progress_lines(self):
+        for pattern in (TRAIN_LINE, VAL_LINE):
+            self.assertTrue([line for line in self.page.splitlines() if pattern.match(line)], pattern.pattern)
 
 
 if __name__ == "__main__":
