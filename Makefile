@@ -5,9 +5,11 @@ JOBS ?= $(shell nproc)
 # Tests and kernels share the processors: half as many tests at a time as there are processors.
 CTEST_JOBS ?= $(shell expr \( $(JOBS) + 1 \) / 2)
 FUZZ_SECONDS ?= 600
+# Where the peers of the benchmarks live; empty: the user's cache folder.
+export PEERS
 CTEST = ctest --output-on-failure -j$(CTEST_JOBS) --test-dir
 
-.PHONY: help build test demo bench test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
+.PHONY: help build test demo bench bench-peers test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
@@ -27,8 +29,12 @@ test: ## build and run every test
 demo: build ## fine-tune the shipped model on the verses, show it before and after
 	tools/demo.sh
 
-bench: build ## the benchmarks, on the terminal and as JSON in build/bench
+bench: build ## the benchmarks, beside the peers that are installed; JSON in build/bench (BENCH=--short)
 	bench/run.sh
+	python3 bench/bench.py $(BENCH)
+
+bench-peers: ## install the peers that make bench measures, outside the tree (PEERS=folder)
+	tools/bench-peers.sh
 
 test-sanitize: ## the tests under the address and undefined-behaviour sanitizers
 	tools/install-deps.sh test

@@ -1,22 +1,17 @@
-/* Sampling, medians, the machine's limits, tables. */
+/* Sampling, medians, tables. */
 #include "bench.h"
+#include "clock.h"
+#include "limits.h"
 
 #include "core/threads.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define MAX_ENTRIES    16
 #define SAMPLES        41
 #define SAMPLE_SECONDS 2e-3 /* a sample repeats its call for about this long */
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void bench_must(tp_status status) {
     if (status == TP_OK) return;
@@ -46,104 +41,12 @@ tp_tensor *bench_randn(tp_context *ctx, int rank, const int64_t *shape, uint64_t
     return t;
 }
 
-/* ---- the machine's limits, on as many threads as the library takes ---- */
-
-/* Twelve independent multiply-adds, named one by one so that they stay in registers; this file is compiled
- * with contraction on, so that each is one fma. */
-#define FMA_ROUNDS 8192
-typedef float vec16 __attribute__((vector_size(64)));
-typedef float vec8 __attribute__((vector_size(32)));
-
-#define EACH(X)    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define DECLARE(i) sum##i = step + (float)i,
-#define ADVANCE(i) sum##i = sum##i * factor + step;
-#define TOTAL(i)   +sum##i[0]
-#define FMA_KERNEL(name, vec, target)                                                                        \
-    target static double name(void) {                                                                        \
-        vec zero = {0}, factor = zero + 0.999f, step = zero + 0.001f, EACH(DECLARE) *none = NULL;            \
-        for (int r = 0; r < FMA_ROUNDS; r++) {                                                               \
-            EACH(ADVANCE)                                                                                    \
-        }                                                                                                    \
-        volatile float total = 0 EACH(TOTAL);                                                                \
-        (void)total, (void)none;                                                                             \
-        return 2.0 * 12 * (sizeof(vec) / sizeof(float)) * FMA_ROUNDS;                                        \
-    }
-
-#if defined(__x86_64__)
-FMA_KERNEL(fma_avx512, vec16, __attribute__((target("avx512f"))))
-FMA_KERNEL(fma_avx2, vec8, __attribute__((target("avx2,fma"))))
-#endif
-FMA_KERNEL(fma_plain, vec8, )
-
-static double fma_block(void) {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) return fma_avx512();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return fma_avx2();
-#endif
-    return fma_plain();
-}
-
-typedef struct limit_job {
-    float *from, *to;
-    size_t floats;
-    double *flops; /* a thread's */
-} limit_job;
-
-static void spin_fma(void *arg, int index, int count) {
-    limit_job *job = arg;
-    (void)count;
-    double flops = 0;
-    for (int i = 0; i < 32; i++) flops += fma_block();
-    job->flops[index] = flops;
-}
-
-static void copy_share(void *arg, int index, int count) {
-    limit_job *job = arg;
-    size_t begin = job->floats * (size_t)index / (size_t)count,
-           end = job->floats * (size_t)(index + 1) / (size_t)count;
-    memcpy(job->to + begin, job->from + begin, (end - begin) * sizeof(float));
-}
-
-/* The machine's limits at one moment; they move with the load and the clock, so every round measures them. */
-typedef struct limits {
-    double flops, bytes; /* a second */
-} limits;
-
-typedef struct machine {
-    tpi_threads *threads;
-    limit_job job;
-} machine;
-
-static void machine_open(machine *m, int threads) {
-    size_t floats = (size_t)32 << 20; /* 128 MiB: beyond the caches */
-    bench_must(tpi_threads_create(&m->threads, threads));
-    m->job = (limit_job){aligned_alloc(4096, floats * 4), aligned_alloc(4096, floats * 4), floats,
-                         calloc((size_t)threads, sizeof(double))};
-    if (!m->job.from || !m->job.to || !m->job.flops) exit(1);
-    memset(m->job.from, 1, floats * 4);
-    memset(m->job.to, 1, floats * 4);
-}
-
-static void machine_close(machine *m) {
-    free(m->job.from), free(m->job.to), free(m->job.flops);
-    tpi_threads_destroy(m->threads);
-}
-
-static double seconds_of(machine *m, void (*work)(void *, int, int)) {
-    double start = now();
-    tpi_parallel(m->threads, work, &m->job);
-    return now() - start;
-}
-
-static limits measure(machine *m, bool copying) {
-    double seconds = seconds_of(m, spin_fma), flops = 0;
-    for (int i = 0; i < tpi_threads_count(m->threads); i++) flops += m->job.flops[i];
-    limits found = {flops / seconds, 0};
-    if (copying) found.bytes = 2.0 * (double)m->job.floats * 4 / seconds_of(m, copy_share);
-    return found;
-}
-
 /* ---- sampling ---- */
+
+/* The limits in one round. */
+typedef struct rates {
+    double flops, bytes; /* a second */
+} rates;
 
 typedef struct quartiles {
     double low, median, high;
@@ -157,9 +60,9 @@ typedef struct sampled {
 } sampled;
 
 static double time_calls(const bench_entry *entry, int repeat) {
-    double start = now();
+    double start = clock_seconds();
     for (int i = 0; i < repeat; i++) entry->call(entry->user);
-    return (now() - start) / repeat;
+    return (clock_seconds() - start) / repeat;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -172,13 +75,13 @@ static quartiles quartiles_of(double samples[SAMPLES]) {
     return (quartiles){samples[SAMPLES / 4], samples[SAMPLES / 2], samples[SAMPLES * 3 / 4]};
 }
 
-static double share_of(const bench_entry *entry, double seconds, const limits *now_possible) {
-    if (entry->flops > 0) return entry->flops / seconds / now_possible->flops;
-    return entry->bytes > 0 ? entry->bytes / seconds / now_possible->bytes : 0;
+static double share_of(const bench_entry *entry, double seconds, const rates *possible) {
+    if (entry->flops > 0) return entry->flops / seconds / possible->flops;
+    return entry->bytes > 0 ? entry->bytes / seconds / possible->bytes : 0;
 }
 
 /* Returns the medians of the machine's limits. */
-static limits sample_all(machine *m, const bench_entry *entries, sampled *out, int n) {
+static rates sample_all(limits *machine, const bench_entry *entries, sampled *out, int n) {
     static double flops[SAMPLES], bytes[SAMPLES];
     bool copying = false;
     for (int e = 0; e < n; e++) {
@@ -188,7 +91,7 @@ static limits sample_all(machine *m, const bench_entry *entries, sampled *out, i
         out[e].repeat = once < SAMPLE_SECONDS ? 1 + (int)(SAMPLE_SECONDS / once) : 1;
     }
     for (int s = 0; s < SAMPLES; s++) {
-        limits round = measure(m, copying);
+        rates round = {limits_f32(machine), copying ? limits_copy(machine, LIMITS_MOST) : 0};
         flops[s] = round.flops, bytes[s] = round.bytes;
         for (int e = 0; e < n; e++) {
             out[e].seconds[s] = time_calls(&entries[e], out[e].repeat);
@@ -197,7 +100,7 @@ static limits sample_all(machine *m, const bench_entry *entries, sampled *out, i
     }
     for (int e = 0; e < n; e++)
         out[e].time = quartiles_of(out[e].seconds), out[e].part = quartiles_of(out[e].share);
-    return (limits){quartiles_of(flops).median, quartiles_of(bytes).median};
+    return (rates){quartiles_of(flops).median, quartiles_of(bytes).median};
 }
 
 /* ---- tables ---- */
@@ -227,7 +130,7 @@ static void rate_text(const bench_entry *entry, const sampled *s, char text[64])
 }
 
 static void print_table(const char *title, const bench_entry *entries, const sampled *s, int n,
-                        const limits *found, bool markdown) {
+                        const rates *found, bool markdown) {
     printf(markdown ? "\n### %s\n\nf32 peak %.0f GF/s" : "%s: f32 peak %.0f GF/s", title,
            found->flops * 1e-9);
     if (found->bytes > 0) printf(", copying %.1f GB/s", found->bytes * 1e-9);
@@ -245,7 +148,7 @@ static void print_table(const char *title, const bench_entry *entries, const sam
 }
 
 static int write_json(const char *path, const char *title, const bench_entry *entries, const sampled *s,
-                      int n, const limits *found) {
+                      int n, const rates *found) {
     FILE *file = fopen(path, "w");
     if (!file) {
         perror(path);
@@ -271,10 +174,9 @@ int bench_run(int argc, char **argv, const char *title, const bench_entry *entri
     bool markdown = false;
     if (n > MAX_ENTRIES) return 1;
     for (int i = 1; i < argc; i++) markdown |= strcmp(argv[i], "--markdown") == 0;
-    machine m;
-    machine_open(&m, threads ? atoi(threads) : tpi_threads_available());
-    limits found = sample_all(&m, entries, results, n);
-    machine_close(&m);
+    limits *machine = limits_open(threads ? atoi(threads) : tpi_threads_available());
+    rates found = sample_all(machine, entries, results, n);
+    limits_close(machine);
     print_table(title, entries, results, n, &found, markdown);
     return json ? write_json(json, title, entries, results, n, &found) : 0;
 }

@@ -1,0 +1,275 @@
+"""Taper beside its peers, and beside what the machine can do.
+
+    python3 bench/bench.py [--short] [--work PATTERN] [--threads 1,2] [--peers DIR] [--out DIR] ...
+
+Each work is run by one process a contestant. Their results are compared first: one that differs from taper's is an
+error of the run and is not timed. Then rounds follow: in each the machine's limit that binds the work and every
+contestant in every way that it has are measured in turn, so that a ratio or a share is the median of the rounds'
+pairs. Prints a Markdown table; writes bench.json (all samples), bench.md and ratios.svg. Standard library only; the
+peers live in environments of their own (tools/bench-peers.sh) and a missing one is reported as absent.
+"""
+
+import argparse
+import datetime
+import fnmatch
+import json
+import math
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import make_model
+import report
+from contestants import PEERS, Absent, Machine, open_contestant
+from works import all_works
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTLE = 0.003  # seconds between samples: threads of the one before fall asleep
+
+
+def parse(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--build", type=Path, default=ROOT / "build", help="where taper is built")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    p.add_argument("--peers", type=Path, default=Path(os.environ.get("PEERS") or cache / "taper" / "peers"))
+    p.add_argument("--with", dest="names", default=",".join(PEERS), help="contestants beside taper [%(default)s]; "
+                   "reference is taper with plain kernels and nothing fused")  # fmt: skip
+    p.add_argument("--work", action="append", metavar="PATTERN", help="only works whose name matches, such as 'lora*'")
+    p.add_argument("--threads", help="numbers of threads, such as 1,2 [1 and all; short: all]")
+    p.add_argument("--short", action="store_true", help="small works, few rounds: about a minute")
+    p.add_argument("--rounds", type=int, help="rounds a work [21; short: 5]")
+    p.add_argument("--seconds", type=float, help="begin no round after so many a work, but for three [60; short: 3]")
+    p.add_argument("--out", type=Path, help="folder of the results [BUILD/bench/results]")
+    p.add_argument("--list", action="store_true", help="name the works and end")
+    a = p.parse_args(argv)
+    everyone = len(os.sched_getaffinity(0))
+    both = {everyone} if a.short else {1, everyone}
+    a.threads = [int(t) for t in a.threads.split(",")] if a.threads else sorted(both)
+    a.rounds = a.rounds or (5 if a.short else 21)
+    a.seconds = a.seconds or (3 if a.short else 60)
+    a.out = a.out or a.build / "bench" / "results"
+    a.names = ["taper"] + [name for name in a.names.split(",") if name]
+    return a
+
+
+def chosen_works(a):
+    patterns = a.work or ["*"]
+    works = [w for w in all_works() if any(fnmatch.fnmatch(w.name, p) for p in patterns)]
+    return [w for w in works if w.short] if a.short else works if a.work else [w for w in works if "tiny" not in w.name]
+
+
+# ---- inputs ----
+
+
+def write_values(path, values, shape):
+    """A .npy file of given numbers: i32 where all are whole, else f32."""
+    whole = all(isinstance(v, int) for v in values)
+    header = f"{{'descr': '<{'i4' if whole else 'f4'}', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
+    header = header.ljust(117) + "\n"
+    start = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+    path.write_bytes(start + struct.pack(f"<{len(values)}{'i' if whole else 'f'}", *values))
+
+
+def make_inputs(work, folder, a):
+    folder.mkdir(parents=True)
+    for seed, (name, (kind, what, shape)) in enumerate(work.inputs.items()):
+        path = folder / f"{name}.npy"
+        if kind == "values":
+            write_values(path, what, shape)
+        else:
+            words = [a.build / "bench" / "bench_data", kind, path, seed + 1, what, *shape]
+            subprocess.run([str(w) for w in words], check=True)
+
+
+def model_folder(work, a):
+    """The model's directory, made at its first use and kept."""
+    label = f"{'-'.join(str(size) for size in work.model.values())}-{work.dtype}"
+    folder = a.build / "bench" / "models" / label
+    if not (folder / "complete").exists():
+        sizes = [word for key, size in work.model.items() for word in (f"--{key.replace('_', '-')}", str(size))]
+        make_model.make(make_model.parse([str(folder), "--dtype", work.dtype, *sizes]))
+        (folder / "complete").touch()
+    return folder
+
+
+def told_keys(work, scratch, a):
+    """What contestants are told beside the work's own keys."""
+    inputs = scratch / "inputs"
+    make_inputs(work, inputs, a)
+    found = {"inputs": inputs, "compile": int(not a.short)}
+    if work.model:
+        found["model"] = model_folder(work, a)
+        found["adapter"] = found["model"] / "adapter"
+    return found
+
+
+# ---- results ----
+
+
+def difference(ours, theirs, a):
+    """The largest of all results, relative to the largest value."""
+    worst = 0.0
+    for path in sorted(ours.glob("*.npy")):
+        words = [str(a.build / "bench" / "bench_data"), "compare", str(theirs / path.name), str(path)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        found = float(done.stdout) if done.returncode == 0 else math.nan
+        if not found <= worst:
+            worst = found
+    return worst
+
+
+def check(work, opened, scratch, a):
+    """Compares each way's results with taper's: {contestant: what is wrong}."""
+    wrong, ours = {}, scratch / "taper" / opened["taper"].ways[0]
+    for name, contestant in opened.items():
+        for way in list(contestant.ways):
+            theirs = scratch / name / way
+            try:
+                contestant.results(way, theirs)
+            except Absent as why:
+                wrong[name] = f"{way}: {why}"
+                break
+            if name == "taper" and not list(theirs.glob("*.npy")):
+                wrong[name] = "gave no result"
+            found = difference(ours, theirs, a)
+            if not found <= work.tolerance:
+                wrong[name] = f"{way} differs by {found:.2g}, {work.tolerance:.2g} is allowed"
+    return wrong
+
+
+# ---- measuring ----
+
+
+def calls_a_sample(contestant, way, a):
+    """Warms up; returns how many calls last about as long as a sample should."""
+    once = contestant.run(way, 1)
+    if once < 0.5:
+        once = contestant.run(way, 2)
+    return max(1, math.ceil((0.005 if a.short else 0.02) / max(once, 1e-9))) if once < 0.02 else 1
+
+
+def rounds(work, opened, machine, a):
+    """(series, limits, what binds): series[contestant][way]["seconds"] and limits have one entry a round."""
+    turns = [(name, way, c, calls_a_sample(c, way, a)) for name, c in opened.items() for way in c.ways]
+    series = {name: {way: {"seconds": []} for way in c.ways} for name, c in opened.items()}
+    limits, bound, start = [], "", time.monotonic()
+    for number in range(a.rounds):
+        if number >= min(3, a.rounds) and time.monotonic() - start > a.seconds:
+            break
+        limit, bound = machine.limit(work)
+        limits.append(limit)
+        for name, way, contestant, calls in turns if number % 2 == 0 else reversed(turns):
+            time.sleep(SETTLE)
+            series[name][way]["seconds"].append(contestant.run(way, calls))
+    for name, contestant in opened.items():
+        for way in contestant.ways:
+            series[name][way]["peak_bytes"] = contestant.peak_bytes()
+    return series, limits, bound
+
+
+def open_all(work, threads, told, run, a):
+    opened, missing = {}, {}
+    for name in a.names:
+        try:
+            opened[name] = open_contestant(name, work, threads, told, a)
+            run["versions"].setdefault(name, opened[name].version)
+        except Absent as why:
+            missing[name] = str(why)
+    return opened, missing
+
+
+def measure(work, threads, machine, run, a):
+    scratch = Path(tempfile.mkdtemp(prefix="taper-bench-"))
+    opened = {}
+    try:
+        opened, missing = open_all(work, threads, told_keys(work, scratch, a), run, a)
+        wrong = {} if "taper" in opened else {"taper": missing.get("taper", "absent")}
+        if not wrong and not work.commands:
+            wrong = check(work, opened, scratch, a)
+        timed = {name: c for name, c in opened.items() if name not in wrong}
+        series, limits, bound = rounds(work, timed, machine, a) if "taper" in timed else ({}, [], "")
+    finally:
+        for contestant in opened.values():
+            contestant.close()
+        shutil.rmtree(scratch)
+    return {
+        "name": work.name, "threads": threads, "units": work.units, "flops": work.flops, "bytes": work.bytes,
+        "model": bool(work.model), "limits": limits, "bound": bound, "series": series, "missing": missing, "wrong": wrong,
+    }  # fmt: skip
+
+
+# ---- the run ----
+
+
+def machine_facts(a):
+    facts = {"system": platform.platform(), "processor": platform.processor()}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            facts["processor"] = line.split(":", 1)[1].strip()
+    facts["limits"] = []
+    for threads in a.threads:
+        path = a.out / "machine.json"
+        words = [a.build / "bench" / "bench_machine", "--threads", threads, "--json", path]
+        print(subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True).stdout)
+        facts["limits"].append(json.loads(path.read_text()))
+        path.unlink()
+    return facts
+
+
+def commit():
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def absent_everywhere(run):
+    """Contestants that no work could have, with the reason."""
+    reasons = {}
+    for name in run["contestants"]:
+        if not any(name in w["series"] or name in w["wrong"] for w in run["works"]):
+            reasons[name] = next((w["missing"][name] for w in run["works"] if name in w["missing"]), "no work of its")
+    return reasons
+
+
+def write(run, a):
+    """After every work: a run that is stopped leaves what it had."""
+    run["absent"] = absent_everywhere(run)
+    (a.out / "bench.json").write_text(json.dumps(run, indent=1) + "\n")
+    (a.out / "bench.md").write_text(report.table(run))
+    (a.out / "ratios.svg").write_text(report.plot(run))
+
+
+def main():
+    a = parse()
+    works = chosen_works(a)
+    if a.list:
+        print(*(work.name for work in works), sep="\n")
+        return 0
+    if not works:
+        sys.exit("no work has such a name: --list names them")
+    a.out.mkdir(parents=True, exist_ok=True)
+    run = {
+        "commit": commit(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv[1:], "contestants": a.names, "versions": {}, "machine": machine_facts(a), "works": [],
+    }  # fmt: skip
+    for threads in a.threads:
+        machine = Machine(threads, a)
+        for work in works:
+            print(f"{work.name}, {threads} thread{'s' * (threads > 1)}", file=sys.stderr, flush=True)
+            run["works"].append(measure(work, threads, machine, run, a))
+            write(run, a)
+        machine.close()
+    print(report.table(run))
+    return 1 if any(work["wrong"] for work in run["works"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""llama.cpp through llama-cpp-python: prompts and generation, with the model's own weights in a GGUF file.
+
+The file is written beside the model at its first use, every tensor in the model's dtype but the norms and biases, which
+llama.cpp wants in f32. It holds no vocabulary: ids go in and logits come out.
+"""
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import struct
+import time
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy
+import peer
+
+NAMES = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+OUTER = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+
+
+# ---- the file ----
+
+
+def tensors_of(path):
+    """(name, dtype, array of the elements' bits) of a safetensors file."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    data = numpy.memmap(path, numpy.uint8, "r", 8 + length)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            kind = {"BF16": numpy.uint16, "F32": numpy.float32}[entry["dtype"]]
+            yield name, entry["dtype"], data[begin:end].view(kind).reshape(entry["shape"])
+
+
+def gguf_name(name):
+    if name in OUTER:
+        return OUTER[name]
+    _, _, layer, rest = name.split(".", 3)
+    ours = next(ours for ours in NAMES if rest.startswith(ours))
+    return f"blk.{layer}.{NAMES[ours]}{rest[len(ours):]}"
+
+
+def add_tensor(writer, name, dtype, values):
+    if values.ndim == 1 and dtype == "BF16":
+        values = (values.astype(numpy.uint32) << 16).view(numpy.float32)
+    if values.dtype == numpy.uint16:
+        writer.add_tensor(gguf_name(name), values.view(numpy.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    else:
+        writer.add_tensor(gguf_name(name), numpy.ascontiguousarray(values))
+
+
+def write_gguf(model, path):
+    config = json.loads((model / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(config["vocab_size"])
+    for name, dtype, values in tensors_of(model / "model.safetensors"):
+        add_tensor(writer, name, dtype, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_of(model):
+    path = model / "model.gguf"
+    if not path.exists():
+        write_gguf(model, model / "model.gguf.part")
+        os.replace(model / "model.gguf.part", path)
+    return path
+
+
+# ---- the model ----
+
+
+class Model:
+    """A context of llama.cpp; batches may be as long as the prompt."""
+
+    def __init__(self, path, threads, room):
+        silent = llama_cpp.llama_log_callback(lambda level, text, user: None)
+        llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+        self.silent = silent
+        llama_cpp.llama_backend_init()
+        options = llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+        if not self.model:
+            raise SystemExit(f"llama.cpp does not load {path}")
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_ubatch = room, room, min(room, 512)
+        options.n_threads = options.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, options)
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def forget(self):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+
+    def feed(self, ids):
+        """Reads ids behind what was read; returns the last one's logits, borrowed until the next call."""
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(tokens, len(ids))):
+            raise SystemExit("llama_decode failed")
+        return numpy.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, -1), (self.vocabulary,))
+
+
+def make(name, keys):
+    if name not in ("prompt", "generate"):
+        return None
+    ids = [int(i) for i in numpy.load(Path(keys["inputs"]) / "ids.npy")]
+    tokens = keys.number("tokens", 32)
+    model = Model(gguf_of(Path(keys["model"])), keys.number("threads", 1), -(-(len(ids) + tokens) // 256) * 256)
+
+    def run():
+        model.forget()
+        start = time.perf_counter()
+        logits = model.feed(ids)
+        if name == "prompt":
+            return time.perf_counter() - start
+        start = time.perf_counter()
+        for _ in range(tokens - 1):
+            logits = model.feed([int(logits.argmax())])
+        return (time.perf_counter() - start) / (tokens - 1)
+
+    def results():
+        model.forget()
+        model.feed(ids[:-1])
+        return {"logits": model.feed(ids[-1:])[None]}
+
+    return peer.Entry({"llama.cpp": run}, {"llama.cpp": results})
+
+
+if __name__ == "__main__":
+    peer.serve(f"llama-cpp-python-{importlib.metadata.version('llama-cpp-python')}", make)

@@ -1,0 +1,148 @@
+"""Tests of bench/: the driver's short run with taper and, as its peer, taper's plain kernels with nothing fused, so that
+the contestant, its works and the reports cannot rot. No time is judged. Standard library only; TAPER_BUILD names the
+build folder:
+
+    TAPER_BUILD=build python3 tests/test_bench.py
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = Path(os.environ.get("TAPER_BUILD", ROOT / "build"))
+sys.path.insert(0, str(ROOT / "bench"))
+
+import compare
+import contestants
+import report
+import works
+
+
+def bench(out, *words):
+    command = [sys.executable, ROOT / "bench" / "bench.py", "--build", BUILD, "--out", out, *words]
+    return subprocess.run([str(w) for w in command], capture_output=True, text=True, cwd=ROOT)
+
+
+class ShortRunTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="taper-bench-test-")
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.out = Path(cls.folder.name)
+        names = ["--with", "reference,torch", "--peers", str(cls.out / "none")]
+        cls.done = bench(cls.out, "--short", "--rounds", "1", "--threads", "1,2", *names)
+        if cls.done.returncode:
+            raise AssertionError(cls.done.stdout + cls.done.stderr)
+        cls.figures = json.loads((cls.out / "bench.json").read_text())
+
+    def test_every_short_work_was_measured_on_each_number_of_threads(self):
+        measured = {(work["name"], work["threads"]) for work in self.figures["works"]}
+        wanted = {(work.name, threads) for work in works.all_works() if work.short for threads in (1, 2)}
+        self.assertEqual(measured, wanted)
+
+    def test_every_kind_of_work_is_among_the_short_ones(self):
+        kinds = {work.kind for work in works.all_works()}
+        self.assertEqual({work.kind for work in works.all_works() if work.short}, kinds - {"linear"})
+
+    def test_results_equal_those_of_the_plain_kernels(self):
+        for work in self.figures["works"]:
+            self.assertEqual(work["wrong"], {}, work["name"])
+            compared = {"taper"} if work["name"] == "cold_start" else {"taper", "reference"}
+            self.assertEqual(set(work["series"]), compared, work["name"])
+
+    def test_samples_and_limits_are_times(self):
+        for work in self.figures["works"]:
+            for ways in work["series"].values():
+                for series in ways.values():
+                    self.assertEqual(len(series["seconds"]), 1)
+                    self.assertTrue(all(math.isfinite(t) and t > 0 for t in series["seconds"]), work["name"])
+            stated = work["flops"] or work["bytes"]
+            self.assertTrue(all((limit > 0) == bool(stated) for limit in work["limits"]), work["name"])
+
+    def test_the_machine_is_stated(self):
+        for limits, threads in zip(self.figures["machine"]["limits"], (1, 2)):
+            self.assertEqual(limits["threads"], threads)
+            self.assertGreater(limits["f32"], 0)
+            self.assertEqual(limits["levels"][-1]["name"], "memory")
+
+    def test_a_missing_peer_is_absent_with_its_reason(self):
+        self.assertEqual(self.figures["absent"], {"torch": "not installed (make bench-peers)"})
+        self.assertIn("torch is absent: not installed", self.done.stdout)
+
+    def test_the_table_has_a_row_of_equal_width_for_each_work(self):
+        rows = [line for line in (self.out / "bench.md").read_text().splitlines() if line.startswith("|")]
+        self.assertEqual(len(rows), len(self.figures["works"]) + 2 * 2)
+        self.assertEqual({row.count("|") for row in rows}, {rows[0].count("|")})
+
+    def test_the_plot_is_xml_with_a_bar_for_each_ratio(self):
+        root = ElementTree.parse(self.out / "ratios.svg").getroot()
+        bars = root.findall("{http://www.w3.org/2000/svg}rect")[1:]
+        self.assertEqual(len(bars), sum("reference" in work["series"] for work in self.figures["works"]))
+
+    def test_comparing_a_run_with_itself_gives_one(self):
+        rows = [line.split(" | ") for line in compare.table(self.figures, self.figures).splitlines() if line.startswith("| ")]
+        self.assertEqual(len(rows) - 1, len(self.figures["works"]))
+        self.assertEqual({row[2] for row in rows[1:]}, {"1.00"})
+
+
+class WrongAnswerTest(unittest.TestCase):
+    def test_a_wrong_result_is_an_error_of_the_run_and_is_not_timed(self):
+        """A peer that answers with zeros."""
+        with tempfile.TemporaryDirectory(prefix="taper-bench-test-") as folder:
+            python = Path(folder) / "mlx" / "bin" / "python"
+            python.parent.mkdir(parents=True)
+            python.write_text(f"#!/bin/sh\nexec {sys.executable} {folder}/zeros.py\n")
+            python.chmod(0o755)
+            header = "{'descr': '<f4', 'fortran_order': False, 'shape': (16,), }".ljust(117) + "\n"
+            (Path(folder) / "zeros.py").write_text(
+                "import sys\nprint('ready zeros-1 eager', flush=True)\nfor line in sys.stdin:\n"
+                "    out = open(line.split(None, 2)[2].strip() + '/y.npy', 'wb')\n"
+                f"    out.write(b'\\x93NUMPY\\x01\\x00\\x76\\x00' + {header!r}.encode() + bytes(64))\n"
+                "    out.close()\n    print('done', flush=True)\n"
+            )
+            words = ["--with", "mlx", "--peers", folder, "--work", "add_chain-1000-fused", "--rounds", "1"]
+            done = bench(Path(folder) / "out", "--short", "--threads", "1", *words)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            (work,) = json.loads((Path(folder) / "out" / "bench.json").read_text())["works"]
+            self.assertIn("eager differs by 1", work["wrong"]["mlx"])
+            self.assertEqual(set(work["series"]), {"taper"})
+
+
+class FiguresTest(unittest.TestCase):
+    WORK = {
+        "name": "w", "threads": 1, "units": 1, "limits": [1.0, 1.0, 1.0], "bound": "f32 peak", "wrong": {},
+        "series": {
+            "taper": {"lazy": {"seconds": [2.0, 4.0, 2.0]}},
+            "torch": {"eager": {"seconds": [9.0, 9.0, 9.0]}, "compile": {"seconds": [4.0, 4.0, 8.0]}},
+        },
+    }  # fmt: skip
+
+    def test_a_ratio_is_of_the_rounds_pairs_with_the_peers_best_way(self):
+        self.assertEqual(report.ratios(self.WORK, "torch"), [2.0, 1.0, 4.0])
+
+    def test_a_share_is_of_the_rounds_pairs(self):
+        self.assertEqual(report.shares(self.WORK), [0.5, 0.25, 0.5])
+
+    def test_a_peer_that_was_not_measured_has_no_ratio(self):
+        self.assertIsNone(report.ratios(self.WORK, "mlx"))
+
+    def test_times(self):
+        texts = [report.time_text(t) for t in (2.5e-9, 51e-9, 1.234e-6, 250e-6, 0.0123, 0.9, 12.0)]
+        self.assertEqual(texts, ["2.5 ns", "51 ns", "1.23 µs", "250 µs", "12.3 ms", "900 ms", "12.00 s"])
+
+
+class ContestantTest(unittest.TestCase):
+    def test_an_unknown_work_is_absent(self):
+        with self.assertRaisesRegex(contestants.Absent, "no work nothing"):
+            contestants.Contestant([str(BUILD / "bench" / "bench_contestant"), "nothing"], 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
