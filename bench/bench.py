@@ -151,26 +151,50 @@ def calls_a_sample(contestant, way, a):
     once = contestant.run(way, 1)
     if once < 0.5:
         once = contestant.run(way, 2)
-    return max(1, math.ceil((0.005 if a.short else 0.02) / max(once, 1e-9))) if once < 0.02 else 1
+    return max(1, math.ceil((0.005 if a.short else 0.02) / max(once, 1e-9)))
 
 
-def rounds(work, opened, machine, a):
+class Series:
+    """The samples of one way of one contestant, one a round."""
+
+    def __init__(self, name, contestant, way, a):
+        self.name, self.way, self.contestant, self.seconds = name, way, contestant, []
+        self.calls = calls_a_sample(contestant, way, a)
+
+    def sample(self):
+        time.sleep(SETTLE)
+        self.seconds.append(self.contestant.run(self.way, self.calls))
+
+    def figures(self):
+        return {"seconds": self.seconds, "peak_bytes": self.contestant.peak_bytes()}
+
+
+def guarded(call, name, wrong):
+    """The call's value; None, with the reason in `wrong`, if the contestant ended."""
+    try:
+        return call()
+    except Absent as why:
+        wrong[name] = f"ended while it was timed: {why}"
+        return None
+
+
+def rounds(work, timed, machine, wrong, a):
     """(series, limits, what binds): series[contestant][way]["seconds"] and limits have one entry a round."""
-    turns = [(name, way, c, calls_a_sample(c, way, a)) for name, c in opened.items() for way in c.ways]
-    series = {name: {way: {"seconds": []} for way in c.ways} for name, c in opened.items()}
-    limits, bound, start = [], "", time.monotonic()
+    made = [guarded(lambda: Series(n, c, way, a), n, wrong) for n, c in timed.items() for way in c.ways]
+    all_series, limits, bound, start = [s for s in made if s], [], "", time.monotonic()
     for number in range(a.rounds):
         if number >= min(3, a.rounds) and time.monotonic() - start > a.seconds:
             break
         limit, bound = machine.limit(work)
         limits.append(limit)
-        for name, way, contestant, calls in turns if number % 2 == 0 else reversed(turns):
-            time.sleep(SETTLE)
-            series[name][way]["seconds"].append(contestant.run(way, calls))
-    for name, contestant in opened.items():
-        for way in contestant.ways:
-            series[name][way]["peak_bytes"] = contestant.peak_bytes()
-    return series, limits, bound
+        for series in all_series if number % 2 == 0 else reversed(all_series):
+            if series.name not in wrong:
+                guarded(series.sample, series.name, wrong)
+    found = {}
+    for series in all_series:
+        if series.name not in wrong:
+            found.setdefault(series.name, {})[series.way] = series.figures()
+    return found, limits, bound
 
 
 def open_all(work, threads, told, run, a):
@@ -178,7 +202,8 @@ def open_all(work, threads, told, run, a):
     for name in a.names:
         try:
             opened[name] = open_contestant(name, work, threads, told, a)
-            run["versions"].setdefault(name, opened[name].version)
+            if opened[name].version:
+                run["versions"][name] = opened[name].version
         except Absent as why:
             missing[name] = str(why)
     return opened, missing
@@ -193,7 +218,7 @@ def measure(work, threads, machine, run, a):
         if not wrong and not work.commands:
             wrong = check(work, opened, scratch, a)
         timed = {name: c for name, c in opened.items() if name not in wrong}
-        series, limits, bound = rounds(work, timed, machine, a) if "taper" in timed else ({}, [], "")
+        series, limits, bound = rounds(work, timed, machine, wrong, a) if "taper" in timed else ({}, [], "")
     finally:
         for contestant in opened.values():
             contestant.close()

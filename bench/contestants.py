@@ -43,7 +43,7 @@ class Process:
     """A process that answers one line for each line that it is sent."""
 
     def __init__(self, words, threads, extra=None):
-        self.words, self.errors = words, tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             env={**environment(threads), **(extra or {})}, preexec_fn=lambda: pin(threads),
@@ -94,11 +94,14 @@ class Contestant(Process):
 
     def __init__(self, words, threads, extra=None):
         super().__init__(words, threads, extra)
-        word, *rest = (self.answer() + " ").split(" ")
-        if word != "ready":
+        try:
+            word, *rest = self.answer().split()
+            if word != "ready":
+                raise Absent(" ".join(rest) or word)
+        except Absent:
             self.close()
-            raise Absent(" ".join(rest).strip() or word)
-        self.version, *self.ways = [w for w in rest if w]
+            raise
+        self.version, *self.ways = rest
 
     def results(self, way, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -113,8 +116,7 @@ class Command:
     """A whole process is the call; it has no result to compare."""
 
     def __init__(self, words, threads):
-        self.words, self.threads, self.version, self.ways = words, threads, "", ["process"]
-        self.peak = 0
+        self.words, self.threads, self.version, self.ways = words, threads, None, ["process"]
 
     def run(self, way, times):
         start = time.perf_counter()

@@ -40,15 +40,16 @@ typedef float vec8 __attribute__((vector_size(32)));
 #define START(i) sum##i = zero,
 #define LOAD(i)  sum##i += at[i];
 
-/* Reads `floats` from a 64-byte boundary, but for a rest of less than a step. */
+/* Reads `floats` from a 64-byte boundary so many times, but for a rest of less than a step. */
 #define READ_KERNEL(name, vec, target)                                                                       \
-    target static void name(const float *from, size_t floats) {                                              \
+    target static void name(const float *from, size_t floats, int passes) {                                  \
         vec zero = {0}, EACH(START) *none = NULL;                                                            \
         const size_t width = sizeof(vec) / sizeof(float);                                                    \
-        for (size_t i = 0; i + 12 * width <= floats; i += 12 * width) {                                      \
-            const vec *at = (const vec *)(const void *)(from + i);                                           \
-            EACH(LOAD)                                                                                       \
-        }                                                                                                    \
+        for (int pass = 0; pass < passes; pass++)                                                            \
+            for (size_t i = 0; i + 12 * width <= floats; i += 12 * width) {                                  \
+                const vec *at = (const vec *)(const void *)(from + i);                                       \
+                EACH(LOAD)                                                                                   \
+            }                                                                                                \
         volatile float total = 0 EACH(TOTAL);                                                                \
         (void)total, (void)none;                                                                             \
     }
@@ -94,7 +95,7 @@ static double (*dot_block(void))(void) {
     return NULL;
 }
 
-static void (*read_block(void))(const float *, size_t) {
+static void (*read_block(void))(const float *, size_t, int) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f")) return read_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return read_avx2;
@@ -131,7 +132,7 @@ int limits_threads(const limits *l) {
 typedef struct job {
     limits *l;
     double (*arithmetic)(void);
-    void (*read)(const float *from, size_t floats);
+    void (*read)(const float *from, size_t floats, int passes);
     size_t floats; /* read, or copied */
     int passes;
 } job;
@@ -150,7 +151,7 @@ static size_t share_begin(const job *j, int index, int count) {
 static void read_share(void *arg, int index, int count) {
     const job *j = arg;
     size_t begin = share_begin(j, index, count), end = share_begin(j, index + 1, count);
-    for (int i = 0; i < j->passes; i++) j->read(j->l->from + begin, end - begin);
+    j->read(j->l->from + begin, end - begin, j->passes);
 }
 
 static void copy_share(void *arg, int index, int count) {
