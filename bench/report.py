@@ -78,7 +78,7 @@ def table(run):
     peers, lines = peers_of(run), []
     for threads in sorted({work["threads"] for work in run["works"]}):
         lines += [f"\n### {threads} thread{'s' * (threads > 1)}\n"]
-        lines += ["| work | taper | share of limit | " + " | ".join(f"{p} / taper" for p in peers) + " |"]
+        lines += ["| " + " | ".join(["work", "taper", "share of limit", *(f"{p} / taper" for p in peers)]) + " |"]
         lines += ["|---" * (3 + len(peers)) + "|"]
         for work in run["works"]:
             if work["threads"] == threads:
