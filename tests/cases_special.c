@@ -57,6 +57,10 @@ Test(special, indices_are_checked) {
     op_case loss = {TPI_CROSS_ENTROPY, CASE_DIRECT, "f32:4,5 i32:4<5", ATTR(tpi_attr_ignore, -100)};
     expect_refused(loss, 1, 2, 5, "label 5 at position 2 is outside [0, 5)");
     expect_refused(loss, 1, 3, -99, "label -99 at position 3 is outside [0, 5)");
+    op_case linear = {TPI_LINEAR_CROSS_ENTROPY, CASE_DIRECT, "f32:4,3 f32:3,5 i32:4<5",
+                      ATTR(tpi_attr_ignore, -100)};
+    expect_refused(linear, 2, 2, 5, "label 5 at position 2 is outside [0, 5)");
+    expect_refused(linear, 2, 0, -1, "label -1 at position 0 is outside [0, 5)");
 }
 
 /* ---- NaN and infinities ---- */

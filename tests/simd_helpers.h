@@ -107,9 +107,9 @@ static inline const tpi_kernel *find(const tpi_kernel_entry *list, const tpi_ste
 }
 
 static inline const tpi_kernel *reference(const tpi_step *step) {
-    const tpi_kernel_entry *lists[] = {tpi_reference_pointwise, tpi_reference_reduce,
-                                       tpi_reference_shape,     tpi_reference_linalg,
-                                       tpi_reference_nn,        tpi_reference_attention};
+    const tpi_kernel_entry *lists[] = {tpi_reference_pointwise, tpi_reference_reduce, tpi_reference_shape,
+                                       tpi_reference_linalg,    tpi_reference_nn,     tpi_reference_attention,
+                                       tpi_reference_loss};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         if (find(lists[i], step)) return find(lists[i], step);
     return NULL;

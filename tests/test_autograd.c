@@ -119,6 +119,7 @@ static tp_lazy *causal_attention(tp_lazy **x) {
 CASE(attention, tp_lazy_attention(x[0], x[1], x[2], NULL))
 CASE(attention_causal, causal_attention(x))
 CASE(cross_entropy, tp_lazy_cross_entropy(x[0], INTS(3, 4, -1, 0), -1))
+CASE(linear_cross_entropy, tp_lazy_linear_cross_entropy(x[0], x[1], INTS(3, 4, -1, 0), -1))
 
 #define X(name) #name, build_##name
 
@@ -175,6 +176,7 @@ static const grad_case cases[] = {
     {X(attention), 3, {{4, 2, 2, 4, 3}, {4, 2, 3, 2, 3}, {4, 2, 3, 2, 3}}, -1, 1},
     {X(attention_causal), 3, {{4, 1, 3, 2, 3}, {4, 1, 4, 1, 3}, {4, 1, 4, 1, 3}}, -1, 1},
     {X(cross_entropy), 1, {{2, 3, 5}}, -2, 2},
+    {X(linear_cross_entropy), 2, {{2, 3, 4}, {2, 4, 5}}, -1, 1},
     {X(dropout), 1, {{2, 3, 4}}, -2, 2},
 };
 

@@ -127,6 +127,7 @@ Test(builders, layer_shapes) {
     EXPECT(tp_lazy_rope(F(2, 5, 3, 8), I(2, 5), F(4), TP_ROPE_HALF), TP_F32, 2, 5, 3, 8);
     EXPECT(tp_lazy_attention(F(2, 5, 4, 8), F(2, 7, 2, 8), F(2, 7, 2, 8), NULL), TP_F32, 2, 5, 4, 8);
     EXPECT(tp_lazy_cross_entropy(H(2, 3, 11), I(2, 3), -100), TP_F32, 2, 3);
+    EXPECT(tp_lazy_linear_cross_entropy(H(2, 3, 4), F(4, 11), I(2, 3), -100), TP_F32, 2, 3);
     EXPECT(tp_lazy_dropout(F(4, 4), I(2), 0.1, 3), TP_F32, 4, 4);
     tp_attention_options options = TP_ATTENTION_OPTIONS_INIT;
     options.start = options.lengths = I(2);
@@ -213,6 +214,10 @@ Test(builders, layer_errors) {
     FAILS(TP_EINVAL, "options.size",
           tp_lazy_attention(F(1, 3, 1, 8), F(1, 2, 1, 8), F(1, 2, 1, 8), &options));
     FAILS(TP_ESHAPE, "labels has shape [3], expected [2]", tp_lazy_cross_entropy(F(2, 7), I(3), -1));
+    FAILS(TP_ESHAPE, "labels has shape [3], expected [2]",
+          tp_lazy_linear_cross_entropy(F(2, 4), F(4, 7), I(3), -1));
+    FAILS(TP_ESHAPE, "w has shape [7, 4], expected 4 rows",
+          tp_lazy_linear_cross_entropy(F(2, 4), F(7, 4), I(2), -1));
     FAILS(TP_EINVAL, "rate is 1", tp_lazy_dropout(F(2), I(2), 1.0, 0));
     FAILS(TP_EDTYPE, "train an f32 copy", tp_lazy_adamw(H(2), F(2), F(2), F(2), F(3), F(1), NULL));
     FAILS(TP_ESHAPE, "step has shape [2], expected [3]",

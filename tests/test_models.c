@@ -267,8 +267,7 @@ static trained train_step(bench *b, bool recompute, int32_t dropout_seed) {
             tp_lazy_from_slice(g, cpu, TP_I32, 1, (int64_t[]){2}, (int32_t[]){dropout_seed, 0});
     tp_lazy *labels =
         tp_lazy_from_slice(g, cpu, TP_I32, 2, (int64_t[]){1, n}, (const int32_t *)ids->data + 1);
-    tp_lazy *logits = tp_model_forward_lazy(b->model, &b->forward);
-    tp_lazy *loss = tp_lazy_mean(tp_lazy_cross_entropy(logits, labels, -100), TP_ALL_DIMS, false);
+    tp_lazy *loss = tp_lazy_mean(tp_model_loss_lazy(b->model, &b->forward, labels, -100), TP_ALL_DIMS, false);
     for (int i = 0; i < out.count; i++) wrt[i] = tp_lazy_from_tensor(g, parameters[i].tensor);
     must(tp_graph_grad(g, loss, wrt, out.count, grads));
     grads[out.count] = loss;
@@ -366,6 +365,48 @@ Test(models, dropout_acts_in_training_and_survives_recompute) {
     cr_assert_gt(tensor_difference(on.loss, other.loss), 1e-4);
     release_trained(&off), release_trained(&on), release_trained(&same), release_trained(&other);
     close_bench(&b);
+}
+
+/* ---- losses ---- */
+
+/* A model's losses are the cross entropy of its logits; `fused` says that there are none in the plan. */
+static void expect_losses_of_logits(tp_model *model, const tp_adapter_use *use, bool fused) {
+    tp_graph *g = make_graph(ctx);
+    tp_forward forward = TP_FORWARD_INIT;
+    forward.tokens = tp_lazy_from_slice(g, cpu, TP_I32, 2, (int64_t[]){1, 5}, (int32_t[]){1, 2, 3, 4, 5});
+    forward.adapters = use;
+    forward.adapter_count = use != NULL;
+    tp_lazy *labels = tp_lazy_from_slice(g, cpu, TP_I32, 2, (int64_t[]){1, 5}, (int32_t[]){2, -100, 4, 5, 0});
+    tp_lazy *losses[] = {tp_model_loss_lazy(model, &forward, labels, -100),
+                         tp_lazy_cross_entropy(tp_model_forward_lazy(model, &forward), labels, -100)};
+    char *plan;
+    must(tp_graph_explain(g, losses, 1, &plan));
+    cr_expect_eq(strstr(plan, "linear_cross_entropy") != NULL, fused, "%s", plan);
+    tp_free(plan);
+    tp_tensor *results[2];
+    must(tp_graph_eval(g, losses, 2, results));
+    cr_expect_lt(tensor_difference(results[0], results[1]), TOLERANCE);
+    tp_tensor_release(results[0]), tp_tensor_release(results[1]);
+    tp_graph_destroy(g);
+}
+
+Test(models, losses_are_those_of_the_logits) {
+    tp_adapter_options options = TP_ADAPTER_OPTIONS_INIT;
+    const char *targets[] = {"lm_head"};
+    options.targets = targets;
+    options.target_count = 1;
+    for (size_t c = 0; c < CASE_COUNT; c++) {
+        bench b = open_bench(&CASES[c], false);
+        tp_model *trainable;
+        const tp_model_options train = {sizeof train, true};
+        must(tp_model_load(&trainable, cpu, b.golden.path, &train));
+        must(tp_adapter_create(&b.adapter, b.model, &options));
+        expect_losses_of_logits(b.model, NULL, true);
+        expect_losses_of_logits(b.model, &(tp_adapter_use){b.adapter, 1.0}, false);
+        expect_losses_of_logits(trainable, NULL, false);
+        tp_model_destroy(trainable);
+        close_bench(&b);
+    }
 }
 
 /* ---- random models ---- */

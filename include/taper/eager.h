@@ -118,6 +118,9 @@ tp_status tp_tensor_attention(tp_tensor *q, tp_tensor *k, tp_tensor *v,
                               const tp_tensor_attention_options *options, tp_tensor **out);
 TP_EAGER(cross_entropy)
 tp_status tp_tensor_cross_entropy(tp_tensor *logits, tp_tensor *labels, int32_t ignore, tp_tensor **out);
+TP_EAGER(linear_cross_entropy)
+tp_status tp_tensor_linear_cross_entropy(tp_tensor *h, tp_tensor *w, tp_tensor *labels, int32_t ignore,
+                                         tp_tensor **out);
 TP_EAGER(dropout)
 tp_status tp_tensor_dropout(tp_tensor *x, tp_tensor *seed, double rate, uint32_t stream, tp_tensor **out);
 

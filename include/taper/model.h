@@ -142,6 +142,13 @@ TP_API tp_lazy *tp_model_forward_lazy(const tp_model *model, const tp_forward *f
  * [N, hidden_size]. */
 TP_API tp_lazy *tp_model_hidden_lazy(const tp_model *model, const tp_forward *forward);
 
+/* Records the forward pass and the cross entropy of its logits: labels i32 [B, T], or [N] with `rows` → f32
+ * of that shape, 0 where the label is `ignore` (tp_lazy_cross_entropy). The logits are never all in memory
+ * where the head is frozen and has no adapter (tp_lazy_linear_cross_entropy); training the head keeps them,
+ * since computing them again for its gradient would cost another product. */
+TP_API tp_lazy *tp_model_loss_lazy(const tp_model *model, const tp_forward *forward, tp_lazy *labels,
+                                   int32_t ignore);
+
 /* ---- saving ---- */
 
 typedef struct tp_model_save_options {

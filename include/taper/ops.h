@@ -147,6 +147,13 @@ TP_API tp_lazy *tp_lazy_attention(tp_lazy *q, tp_lazy *k, tp_lazy *v, const tp_a
  * `ignore` give 0 and no gradient; another label outside [0, V) fails the evaluation with TP_EINVAL. */
 TP_API tp_lazy *tp_lazy_cross_entropy(tp_lazy *logits, tp_lazy *labels, int32_t ignore);
 
+/* tp_lazy_cross_entropy of the logits h·w, which are never all in memory: a slice of the vocabulary at a time
+ * is computed and forgotten (Wijmans et al. 2024), with the gradient by h along the way, so that it costs no
+ * further product. h [..., D], w [D, V] (a transposed view is read as it lies), labels i32 [...] → f32 [...].
+ * Rows whose label is `ignore` give 0, no gradient, and no work; another label outside [0, V) fails the
+ * evaluation with TP_EINVAL. The gradient by w computes the logits again. */
+TP_API tp_lazy *tp_lazy_linear_cross_entropy(tp_lazy *h, tp_lazy *w, tp_lazy *labels, int32_t ignore);
+
 /* x with elements zeroed with probability `rate` and the others divided by 1 - rate (Srivastava et al. 2014).
  * seed: i32 [2]. Element i of stream s is decided by Philox4x32-10 (Salmon et al. 2011) with key seed and
  * counter (i, s): the mask is not stored. Different layers take different streams. */

@@ -3,6 +3,8 @@
 
 #include "ops/check.h"
 
+#include <string.h>
+
 /* The gradient operation takes (x, dy, weight) and gives dx, then one output a vector of the forward's. */
 static void give_norm(tpi_vjp *call, tpi_op grad_op) {
     const tpi_attr_norm *attr = tpi_vjp_attr(call);
@@ -48,6 +50,25 @@ void tpi_vjp_cross_entropy(tpi_vjp *call) {
     const tpi_attr_ignore *attr = tpi_vjp_attr(call);
     tp_lazy *inputs[] = {tpi_vjp_in(call, 0), tpi_vjp_in(call, 1), tpi_vjp_out(call, 1), call->dy};
     call->dx[0] = TPI_RECORD(TPI_CROSS_ENTROPY_GRAD, inputs, 4, *attr);
+}
+
+/* The forward pass leaves each loss's gradient by its row of h, which dloss scales; w's takes the logits
+ * again. */
+void tpi_vjp_linear_cross_entropy(tpi_vjp *call) {
+    const tpi_attr_ignore *attr = tpi_vjp_attr(call);
+    const tp_lazy *h = tpi_vjp_like(call, 0), *w = tpi_vjp_like(call, 1);
+    if (call->wanted[0]) {
+        int64_t column[TP_MAX_RANK];
+        memcpy(column, tpi_node_shape(h), h->record.rank * sizeof *column);
+        column[h->record.rank - 1] = 1;
+        tp_lazy *scale = tp_lazy_reshape(call->dy, h->record.rank, column);
+        call->dx[0] = tp_lazy_cast(tp_lazy_mul(tpi_vjp_out(call, 2), scale), tp_lazy_dtype(h));
+    }
+    if (!call->wanted[1]) return;
+    tp_lazy *inputs[] = {tpi_vjp_in(call, 0), tpi_vjp_in(call, 1), tpi_vjp_in(call, 2), tpi_vjp_out(call, 1),
+                         call->dy};
+    tp_lazy *dw = TPI_RECORD(TPI_LINEAR_CROSS_ENTROPY_GRAD, inputs, 5, *attr);
+    call->dx[1] = tp_lazy_cast(dw, tp_lazy_dtype(w));
 }
 
 /* The same mask, drawn again from the same counters. */

@@ -185,3 +185,23 @@ tp_lazy *tp_model_forward_lazy(const tp_model *model, const tp_forward *forward)
     pass p;
     return begin(&p, model, forward) ? linear(&p, hidden(&p), tpi_model_head_index(model)) : NULL;
 }
+
+/* The head's weight [out, in] where the head is that product alone and nobody trains it, else NULL. */
+static tp_tensor *plain_head(const pass *p) {
+    tpi_update updates[TPI_MAX_USES];
+    int head = tpi_model_head_index(p->model);
+    tp_tensor *bias, *w = tpi_model_linear_weight(p->model, head, &bias);
+    int count = tpi_adapter_updates(p->forward->adapters, p->forward->adapter_count, head, updates);
+    return bias || count > 0 || p->model->trainable ? NULL : w;
+}
+
+tp_lazy *tp_model_loss_lazy(const tp_model *model, const tp_forward *forward, tp_lazy *labels,
+                            int32_t ignore) {
+    pass p;
+    if (!begin(&p, model, forward)) return NULL;
+    tp_lazy *x = hidden(&p);
+    tp_tensor *w = plain_head(&p);
+    if (!w) return tp_lazy_cross_entropy(linear(&p, x, tpi_model_head_index(model)), labels, ignore);
+    tp_lazy *head = tp_lazy_transpose(tp_lazy_from_tensor(p.graph, w), 0, 1);
+    return tp_lazy_linear_cross_entropy(x, head, labels, ignore);
+}

@@ -149,6 +149,9 @@ EAGER(attention, q,
       record_attention(graph, X(q), X(k), X(v), options))
 EAGER(cross_entropy, logits, (tp_tensor *logits, tp_tensor *labels, int32_t ignore, tp_tensor **out),
       tp_lazy_cross_entropy(X(logits), X(labels), ignore))
+EAGER(linear_cross_entropy, h,
+      (tp_tensor *h, tp_tensor *w, tp_tensor *labels, int32_t ignore, tp_tensor **out),
+      tp_lazy_linear_cross_entropy(X(h), X(w), X(labels), ignore))
 EAGER(dropout, x, (tp_tensor *x, tp_tensor *seed, double rate, uint32_t stream, tp_tensor **out),
       tp_lazy_dropout(X(x), X(seed), rate, stream))
 EAGER(adamw, parameter,

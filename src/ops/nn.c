@@ -204,17 +204,57 @@ tp_status tpi_infer_cross_entropy(tpi_infer *call) {
     return TP_OK;
 }
 
+/* Inputs `first` and the next are lse and dloss: a number for each label. */
+static tp_status expect_row_values(const tpi_infer *call, int first, const tpi_signature *labels) {
+    static const char *const names[] = {"lse", "dloss"};
+    for (int k = 0; k < 2; k++) {
+        TPI_TRY(tpi_expect_dtype(&call->in[first + k], names[k], TP_F32));
+        TPI_TRY(tpi_expect_shape(&call->in[first + k], names[k], labels->rank, labels->shape));
+    }
+    return TP_OK;
+}
+
 /* (logits, labels, lse, dloss) */
 tp_status tpi_infer_cross_entropy_grad(tpi_infer *call) {
-    static const char *const names[] = {"lse", "dloss"};
-    const tpi_signature *labels = &call->in[1];
     TPI_TRY(expect_logits(call));
-    for (int k = 2; k < 4; k++) {
-        TPI_TRY(tpi_expect_dtype(&call->in[k], names[k - 2], TP_F32));
-        TPI_TRY(tpi_expect_shape(&call->in[k], names[k - 2], labels->rank, labels->shape));
-    }
+    TPI_TRY(expect_row_values(call, 2, &call->in[1]));
     call->out[0] = call->in[0];
     return TP_OK;
+}
+
+/* h [..., D] and w [D, V] stand for the logits. */
+static tp_status expect_linear_logits(const tpi_infer *call) {
+    const tpi_signature *h = &call->in[0], *w = &call->in[1], *labels = &call->in[2];
+    TPI_TRY(tpi_expect_float(h, "h"));
+    TPI_TRY(tpi_expect_min_rank(h, "h", 1));
+    TPI_TRY(tpi_expect_float(w, "w"));
+    TPI_TRY(tpi_expect_rank(w, "w", 2));
+    if (w->shape[0] != h->shape[h->rank - 1])
+        return tpi_fail(TP_ESHAPE, "w has shape %s, expected %lld rows", TPI_TEXT(w),
+                        (long long)h->shape[h->rank - 1]);
+    TPI_TRY(tpi_expect_dtype(labels, "labels", TP_I32));
+    return tpi_expect_shape(labels, "labels", h->rank - 1, h->shape);
+}
+
+/* Losses, log-sum-exps, and the gradient of each loss by its row of h. */
+tp_status tpi_infer_linear_cross_entropy(tpi_infer *call) {
+    const tpi_signature *h = &call->in[0], *labels = &call->in[2];
+    TPI_TRY(expect_linear_logits(call));
+    TPI_TRY(tpi_result(call, 0, TP_F32, labels->rank, labels->shape));
+    call->out[1] = call->out[0];
+    return tpi_result(call, 2, TP_F32, h->rank, h->shape);
+}
+
+/* (h, w, labels, lse, dloss): the gradient by w, in f32. */
+tp_status tpi_infer_linear_cross_entropy_grad(tpi_infer *call) {
+    TPI_TRY(expect_linear_logits(call));
+    TPI_TRY(expect_row_values(call, 3, &call->in[2]));
+    return tpi_result(call, 0, TP_F32, 2, call->in[1].shape);
+}
+
+tp_lazy *tp_lazy_linear_cross_entropy(tp_lazy *h, tp_lazy *w, tp_lazy *labels, int32_t ignore) {
+    const tpi_attr_ignore attr = {ignore};
+    return TPI_RECORD(TPI_LINEAR_CROSS_ENTROPY, ((tp_lazy *[]){h, w, labels}), 3, attr);
 }
 
 tp_lazy *tp_lazy_cross_entropy(tp_lazy *logits, tp_lazy *labels, int32_t ignore) {

@@ -117,10 +117,10 @@ static tp_lazy *record_loss(tpi_step *step, const tpi_batch *batch, tp_lazy *see
     forward.adapter_count = options->adapter ? 1 : 0;
     forward.dropout_seed = seed;
     forward.recompute = options->recompute && training;
-    tp_lazy *logits = tp_model_forward_lazy(options->model, &forward);
     tp_lazy *targets = batch->picked ? input(step, TP_I32, 1, &batch->picked, batch->targets)
                                      : input(step, TP_I32, 2, grid, batch->targets);
-    return tp_lazy_sum(tp_lazy_cross_entropy(logits, targets, TPI_IGNORE), TP_ALL_DIMS, false);
+    tp_lazy *losses = tp_model_loss_lazy(options->model, &forward, targets, TPI_IGNORE);
+    return tp_lazy_sum(losses, TP_ALL_DIMS, false);
 }
 
 static tp_lazy *record_norm(tpi_step *step, tp_lazy *const *gradients) {

@@ -23,7 +23,10 @@ typedef struct tpi_kernel_entry {
 
 /* The oracle: the formulas as written, any strides, any mix of dtypes, sums in double. Split by group. */
 extern const tpi_kernel_entry tpi_reference_pointwise[], tpi_reference_reduce[], tpi_reference_shape[],
-    tpi_reference_linalg[], tpi_reference_nn[], tpi_reference_attention[];
+    tpi_reference_linalg[], tpi_reference_nn[], tpi_reference_attention[], tpi_reference_loss[];
+
+/* How every kernel of linear_cross_entropy begins: checks the labels, then clears what ignored rows give. */
+tp_status tpi_begin_linear_cross_entropy(const tpi_launch *launch);
 
 /* Products through the BLAS library, f32. */
 extern const tpi_kernel_entry tpi_openblas_kernels[];

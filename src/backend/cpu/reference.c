@@ -78,6 +78,12 @@ tpi_vec tpi_vec_of(const tpi_operand *operand, const void *data) {
     return (tpi_vec){(void *)data, (tp_dtype)operand->dtype, 0, operand->rank ? operand->stride[0] : 0};
 }
 
+tpi_vec tpi_cell(const tpi_launch *launch, int k, int64_t i) {
+    const tpi_operand *operand = &launch->step->operands[k];
+    void *data = launch->slots[launch->step->slots[k]];
+    return (tpi_vec){data, (tp_dtype)operand->dtype, tpi_operand_offset(operand, i), 0};
+}
+
 static void copy_row(tpi_vec dst, tpi_vec src, int64_t n) {
     if (dst.dtype != src.dtype) {
         for (int64_t i = 0; i < n; i++) tpi_put(dst, i, tpi_get(src, i));

@@ -80,6 +80,9 @@ int64_t tpi_operand_offset(const tpi_operand *operand, int64_t i);
 /* An operand of rank 0 or 1 as a vector. */
 tpi_vec tpi_vec_of(const tpi_operand *operand, const void *data);
 
+/* Element `i` of operand k (inputs, then outputs) in row-major order, as a vector of one. */
+tpi_vec tpi_cell(const tpi_launch *launch, int k, int64_t i);
+
 /* Copies src to dst, of one shape: the bytes where the dtypes agree, else converted. */
 void tpi_copy_elements(const tpi_operand *dst, void *dst_data, int64_t dst_offset, const tpi_operand *src,
                        const void *src_data, int64_t src_offset);

@@ -1,5 +1,5 @@
-/* Transformer layers but attention, by the formulas of their papers (named in taper/ops.h), one row at a
- * time. */
+/* Transformer layers but attention and losses, by the formulas of their papers (named in taper/ops.h), one
+ * row at a time. */
 #include "backend/cpu/reference.h"
 #include "core/random.h"
 
@@ -229,81 +229,6 @@ static tp_status rope(const tpi_launch *launch) {
     return TP_OK;
 }
 
-/* ---- cross entropy ---- */
-
-static int32_t label_of(const tpi_launch *launch, int64_t row) {
-    return ((const int32_t *)tpi_in(launch, 1))[tpi_operand_offset(tpi_in_operand(launch->step, 1), row)];
-}
-
-static int64_t ignored_label(const tpi_step *step) {
-    return ((const tpi_attr_ignore *)step->attr)->ignore;
-}
-
-/* Element `row` of operand k (inputs, then outputs) in row-major order. */
-static tpi_vec cell(const tpi_launch *launch, int k, int64_t row) {
-    const tpi_operand *operand = &launch->step->operands[k];
-    void *data = launch->slots[launch->step->slots[k]];
-    return (tpi_vec){data, (tp_dtype)operand->dtype, tpi_operand_offset(operand, row), 0};
-}
-
-static double logsumexp(tpi_vec x, int64_t n) {
-    double max = -INFINITY, sum = 0;
-    for (int64_t i = 0; i < n; i++) max = tpi_get(x, i) > max ? tpi_get(x, i) : max;
-    if (isinf(max)) return max;
-    for (int64_t i = 0; i < n; i++) sum += exp(tpi_get(x, i) - max);
-    return max + log(sum);
-}
-
-static void cross_entropy_rows(const tpi_launch *launch, int64_t begin, int64_t end, int piece) {
-    (void)piece;
-    int64_t ignore = ignored_label(launch->step);
-    const tpi_operand *logits = tpi_in_operand(launch->step, 0);
-    tpi_walk walk;
-    tpi_walk_init(&walk, logits->rank, logits->shape, -1);
-    tpi_walk_add(&walk, logits, tpi_in(launch, 0), 0);
-    tpi_walk_seek(&walk, begin);
-    for (int64_t row = begin; row < end; row++, tpi_walk_next(&walk)) {
-        double lse = logsumexp(walk.at[0], walk.length);
-        int32_t label = label_of(launch, row);
-        tpi_put(cell(launch, 2, row), 0, label == ignore ? 0 : lse - tpi_get(walk.at[0], label));
-        tpi_put(cell(launch, 3, row), 0, lse);
-    }
-}
-
-static tp_status cross_entropy(const tpi_launch *launch) {
-    const tpi_operand *logits = tpi_in_operand(launch->step, 0), *labels = tpi_in_operand(launch->step, 1);
-    int64_t vocabulary = logits->shape[logits->rank - 1], ignore = ignored_label(launch->step);
-    for (int64_t row = 0; row < labels->count; row++) {
-        int64_t label = label_of(launch, row);
-        if (label != ignore && (label < 0 || label >= vocabulary))
-            return tpi_fail(TP_EINVAL, "cross_entropy: label %lld at position %lld is outside [0, %lld)",
-                            (long long)label, (long long)row, (long long)vocabulary);
-    }
-    tpi_for_rows(launch, labels->count, vocabulary, cross_entropy_rows);
-    return TP_OK;
-}
-
-/* dlogits = (softmax(logits) - onehot(label))·dloss */
-static void cross_entropy_grad_rows(const tpi_launch *launch, int64_t begin, int64_t end, int piece) {
-    (void)piece;
-    tpi_walk walk = walk_rows(launch, 1);
-    tpi_walk_seek(&walk, begin);
-    for (int64_t row = begin; row < end; row++, tpi_walk_next(&walk)) {
-        int32_t label = label_of(launch, row);
-        bool ignored = label == ignored_label(launch->step);
-        double lse = tpi_get(cell(launch, 2, row), 0), dloss = tpi_get(cell(launch, 3, row), 0);
-        for (int64_t i = 0; i < walk.length; i++) {
-            double p = exp(tpi_get(walk.at[0], i) - lse);
-            tpi_put(walk.at[1], i, ignored ? 0 : (p - (i == label)) * dloss);
-        }
-    }
-}
-
-static tp_status cross_entropy_grad(const tpi_launch *launch) {
-    split_rows(launch, cross_entropy_grad_rows);
-    return TP_OK;
-}
-
 /* ---- dropout ---- */
 
 static void dropout_rows(const tpi_launch *launch, int64_t begin, int64_t end, int piece) {
@@ -339,7 +264,7 @@ static void adamw_rows(const tpi_launch *launch, int64_t begin, int64_t end, int
     const tpi_attr_adamw *attr = launch->step->attr;
     tpi_vec step = tpi_vec_of(tpi_in_operand(launch->step, 4), tpi_in(launch, 4));
     double rate = tpi_get(step, 0), correction1 = tpi_get(step, 1), correction2 = tpi_get(step, 2);
-    double scale = tpi_get(cell(launch, 5, 0), 0);
+    double scale = tpi_get(tpi_cell(launch, 5, 0), 0);
     bool skip = !isfinite(scale);
     tpi_walk walk = walk_rows(launch, 4);
     for (int k = 1; k < 3; k++) tpi_walk_add(&walk, tpi_out_operand(launch->step, k), tpi_out(launch, k), 0);
@@ -372,8 +297,6 @@ const tpi_kernel_entry tpi_reference_nn[] = {
     {TPI_LAYER_NORM, {"reference", layer_norm, NULL, NULL}},
     {TPI_LAYER_NORM_GRAD, {"reference", norm_grad, NULL, two_doubles_a_row}},
     {TPI_ROPE, {"reference", rope, NULL, NULL}},
-    {TPI_CROSS_ENTROPY, {"reference", cross_entropy, NULL, NULL}},
-    {TPI_CROSS_ENTROPY_GRAD, {"reference", cross_entropy_grad, NULL, NULL}},
     {TPI_DROPOUT, {"reference", dropout, NULL, NULL}},
     {TPI_ADAMW, {"reference", adamw, NULL, NULL}},
     TPI_KERNELS_END,

@@ -58,6 +58,7 @@ static void choose_lists(const tpi_kernel_entry *lists[]) {
     lists[n++] = tpi_reference_linalg;
     lists[n++] = tpi_reference_nn;
     lists[n++] = tpi_reference_attention;
+    lists[n++] = tpi_reference_loss;
     lists[n] = NULL;
 }
 

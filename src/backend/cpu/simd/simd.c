@@ -62,6 +62,8 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     SPACE(TPI_LOGSUMEXP, reduce),
     SPACE(TPI_CROSS_ENTROPY, cross_entropy),
     SHARED(TPI_CROSS_ENTROPY_GRAD, cross_entropy_grad, cross_entropy),
+    SPACE(TPI_LINEAR_CROSS_ENTROPY, linear_cross_entropy),
+    SHARED(TPI_LINEAR_CROSS_ENTROPY_GRAD, linear_cross_entropy_grad, linear_cross_entropy),
     SPACE(TPI_ROPE, rope),
     PLAIN(TPI_ADAMW, adamw),
     PLAIN(TPI_DROPOUT, dropout),
