@@ -28,8 +28,8 @@ python3 tools/train_bpe.py "$work/text/train.jsonl" $model/tokenizer.json
 # The start has a configuration and no weights: the trainer draws them at random.
 cp $model/config.json $model/generation_config.json $model/tokenizer.json $model/tokenizer_config.json "$work/start"
 "$taper" train --method full -m "$work/start" -d "$work/text" -o "$work/out" --resume=auto \
-    --loss all --pack --max-seq 256 --overlong split --batch-size 16 --iters 1600 \
+    --loss all --pack --max-seq 256 --overlong split --batch-size 16 --iters 5000 \
     --lr 4e-3 --schedule cosine --warmup 0.03 --weight-decay 0.1 --beta2 0.95 --clip 1.0 --seed 0 \
-    --eval-every 400 --val-batches 3 --save-every 100 --keep 2 --dtype bf16
+    --eval-every 500 --val-batches 6 --save-every 200 --keep 2 --dtype bf16
 
 cp "$work/out/model.safetensors" $model/model.safetensors
