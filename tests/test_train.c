@@ -265,6 +265,7 @@ Test(run, eight_times_one_equals_one_times_eight) {
     witness many = {0}, one = {0};
     tp_train_options options = run_options(TP_TRAIN_LORA, in_root("many"));
     options.dropout = 0.0;
+    options.lr = 1e-3; /* AdamW divides by |gradient|: at a high rate it makes much of the last bits */
     options.batch_size = 1;
     options.grad_accum = 8;
     must(run(&options, &many, NULL));
@@ -273,7 +274,7 @@ Test(run, eight_times_one_equals_one_times_eight) {
     options.grad_accum = 1;
     must(run(&options, &one, NULL));
     for (int i = 1; i <= 12; i++)
-        cr_expect(fabs(many.losses[i] - one.losses[i]) < 1e-4 * one.losses[i], "step %d: %.8g, %.8g", i,
+        cr_expect(fabs(many.losses[i] - one.losses[i]) < 1e-5 * one.losses[i], "step %d: %.8g, %.8g", i,
                   many.losses[i], one.losses[i]);
 }
 

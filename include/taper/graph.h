@@ -132,8 +132,8 @@ TP_API tp_status tp_graph_recompute_end(tp_graph *graph);
 
 typedef enum tp_trace_format { TP_TRACE_TEXT, TP_TRACE_DOT, TP_TRACE_JSON } tp_trace_format;
 
-/* The recording as text. Owned: free it with tp_free. Fails with TP_EINVAL if graph is NULL or the format does
- * not exist, TP_ENOMEM. */
+/* The recording as text. Owned: free it with tp_free. Fails with TP_EINVAL if graph is NULL or the format
+ * does not exist, TP_ENOMEM. */
 TP_API tp_status tp_graph_trace(tp_graph *graph, tp_trace_format format, char **out);
 
 /* The plan that would evaluate these nodes, as text: steps, kernels, memory. Owned: tp_free. */
