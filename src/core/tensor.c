@@ -89,13 +89,19 @@ bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride) {
 
 /* ---- storages ---- */
 
-/* Storages and tensors are made by every evaluation: malloc serves them from the thread's own list, calloc
- * would not. */
+static void init_storage(tpi_storage *storage, tp_device *device, size_t bytes) {
+    memset(storage, 0, offsetof(tpi_storage, first));
+    atomic_init(&storage->references, 1);
+    storage->device = device;
+    storage->bytes = bytes;
+}
+
+/* Storages are made by every evaluation: malloc serves them from the thread's own list, calloc would not. */
 tp_status tpi_storage_create(tp_device *device, size_t bytes, tpi_storage **out) {
     *out = NULL;
     tpi_storage *storage = tpi_malloc(sizeof *storage);
     if (!storage) return TP_ENOMEM;
-    *storage = (tpi_storage){.references = 1, .device = device, .bytes = bytes};
+    init_storage(storage, device, bytes);
     tp_status status = tpi_memory_take(device->memory, bytes, &storage->data);
     if (status != TP_OK) {
         tpi_free(storage);
@@ -125,7 +131,8 @@ void tpi_storage_release(tpi_storage *storage) {
 
 tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
                         const int64_t *stride, size_t offset, tp_tensor **out) {
-    tp_tensor *tensor = tpi_malloc(sizeof *tensor);
+    tp_tensor *tensor = storage->has_first ? tpi_malloc(sizeof *tensor) : &storage->first;
+    storage->has_first = true;
     *out = tensor;
     if (!tensor) {
         tpi_storage_release(storage);
@@ -182,12 +189,10 @@ tp_status tp_tensor_from_memory(tp_device *device, tp_dtype dtype, int rank, con
     TPI_TRY(tpi_check_shape("tp_tensor_from_memory", dtype, rank, shape, NULL, &bytes));
     if ((uintptr_t)data % tp_dtype_size(dtype))
         return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: data is not aligned to %s", tp_dtype_name(dtype));
-    tpi_storage *storage = tpi_calloc(1, sizeof *storage);
+    tpi_storage *storage = tpi_malloc(sizeof *storage);
     if (!storage) return TP_ENOMEM;
-    atomic_init(&storage->references, 1);
-    storage->device = device;
+    init_storage(storage, device, bytes);
     storage->data = (void *)(uintptr_t)data; /* never written: assignment refuses foreign storage */
-    storage->bytes = bytes;
     storage->foreign = true;
     TPI_TRY(tpi_tensor_on(storage, dtype, rank, shape, NULL, 0, out));
     storage->release = release;
@@ -246,8 +251,9 @@ tp_tensor *tp_tensor_retain(tp_tensor *tensor) {
 
 void tp_tensor_release(tp_tensor *tensor) {
     if (!tensor || atomic_fetch_sub_explicit(&tensor->references, 1, memory_order_acq_rel) != 1) return;
-    tpi_storage_release(tensor->storage);
-    tpi_free(tensor);
+    tpi_storage *storage = tensor->storage;
+    if (tensor != &storage->first) tpi_free(tensor);
+    tpi_storage_release(storage);
 }
 
 int tp_tensor_rank(const tp_tensor *tensor) {

@@ -21,18 +21,7 @@ struct tp_device {
     char description[112];
 };
 
-typedef struct tpi_storage {
-    atomic_int references;
-    tp_device *device;
-    void *data;
-    size_t bytes;
-    void (*release)(void *user); /* memory of the caller: called at the end; NULL: from device->memory */
-    void *user;
-    bool foreign;
-    uint64_t version;         /* counts the assignments: a leaf recorded before one is stale */
-    _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
-    _Atomic(tp_event *) lost; /* the queued evaluation that should have made it and failed; owned */
-} tpi_storage;
+typedef struct tpi_storage tpi_storage;
 
 struct tp_tensor {
     atomic_int references;
@@ -44,6 +33,21 @@ struct tp_tensor {
     tpi_storage *storage;
     int64_t shape[TP_MAX_RANK];
     int64_t stride[TP_MAX_RANK]; /* elements */
+};
+
+/* Carries the first tensor that is made on it, which so costs no allocation of its own. */
+struct tpi_storage {
+    atomic_int references;
+    tp_device *device;
+    void *data;
+    size_t bytes;
+    void (*release)(void *user); /* memory of the caller: called at the end; NULL: from device->memory */
+    void *user;
+    bool foreign, has_first;
+    uint64_t version;         /* counts the assignments: a leaf recorded before one is stale */
+    _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
+    _Atomic(tp_event *) lost; /* the queued evaluation that should have made it and failed; owned */
+    tp_tensor first;
 };
 
 /* Memory with one reference and undefined contents. */

@@ -128,40 +128,39 @@ static void explain_miss(const tp_graph *graph, const tpi_order *order, const tp
             (unsigned long long)order->hash, why, (unsigned long long)cache->plans);
 }
 
-static void remember(tp_graph *graph, tpi_plan *plan) {
-    if (graph->last_plan == plan) return;
+/* Takes over a reference; the graph keeps it until it uses another plan. */
+static tpi_plan *remember(tp_graph *graph, tpi_plan *plan) {
     tpi_plan_release(graph->last_plan);
-    graph->last_plan = tpi_plan_retain(plan);
+    return graph->last_plan = plan;
+}
+
+static tp_status plan_anew(tp_graph *graph, const tpi_order *order, tpi_plan **out) {
+    tpi_plan_cache *cache = graph->context->cache;
+    tpi_plan *plan;
+    TPI_TRY(tpi_plan_build(graph, order, &plan));
+    pthread_mutex_lock(&cache->lock);
+    cache->misses++;
+    insert(cache, plan);
+    pthread_mutex_unlock(&cache->lock);
+    *out = remember(graph, plan);
+    return TP_OK;
 }
 
 tp_status tpi_plan_find(tp_graph *graph, const tpi_order *order, tpi_plan **out) {
     tpi_plan_cache *cache = graph->context->cache;
+    tpi_plan *plan = graph->last_plan;
     *out = NULL;
-    if (graph->last_plan && tpi_key_equal(graph, order, graph->last_plan)) {
-        *out = tpi_plan_retain(graph->last_plan);
-    } else {
+    if (!plan || !tpi_key_equal(graph, order, plan)) {
         pthread_mutex_lock(&cache->lock);
-        *out = lookup(cache, graph, order);
-        if (!*out) explain_miss(graph, order, cache);
+        plan = lookup(cache, graph, order);
+        if (!plan) explain_miss(graph, order, cache);
         pthread_mutex_unlock(&cache->lock);
+        if (!plan) return plan_anew(graph, order, out);
+        remember(graph, plan);
     }
-    if (*out) {
-        atomic_fetch_add_explicit(&cache->hits, 1, memory_order_relaxed);
-        remember(graph, *out);
-        if (!graph->context->check_plans) return TP_OK;
-        tp_status status = check_again(graph, order, *out);
-        if (status != TP_OK) {
-            tpi_plan_release(*out);
-            *out = NULL;
-        }
-        return status;
-    }
-    TPI_TRY(tpi_plan_build(graph, order, out));
-    pthread_mutex_lock(&cache->lock);
-    cache->misses++;
-    insert(cache, *out);
-    pthread_mutex_unlock(&cache->lock);
-    remember(graph, *out);
+    atomic_fetch_add_explicit(&cache->hits, 1, memory_order_relaxed);
+    if (graph->context->check_plans) TPI_TRY(check_again(graph, order, plan));
+    *out = plan;
     return TP_OK;
 }
 

@@ -10,7 +10,7 @@ typedef struct evaluation {
     tp_graph *graph;
     tpi_order order;
     uint32_t n_wanted;   /* outputs that the caller asked for; further ones follow */
-    tpi_plan *plan;      /* owned */
+    tpi_plan *plan;      /* the graph's last */
     tpi_storage **fresh; /* one for each result buffer; owned */
     tp_tensor **results; /* one for each output; owned */
     tpi_run run;
@@ -145,7 +145,6 @@ static tp_status prepare(tp_graph *graph, tp_lazy *const *outputs, int n, evalua
 static void discard(evaluation *e) {
     for (uint32_t i = 0; e->results && i < e->plan->n_results; i++) tp_tensor_release(e->results[i]);
     for (uint32_t b = 0; e->fresh && b < e->plan->n_buffers; b++) tpi_storage_release(e->fresh[b]);
-    tpi_plan_release(e->plan);
 }
 
 /* ---- after running ---- */
@@ -264,7 +263,6 @@ tp_status tp_graph_memory(tp_graph *graph, tp_lazy *const *outputs, int n, uint6
     evaluation e = {0};
     tp_status status = find_plan(graph, outputs, n, &e);
     if (status == TP_OK) *bytes = e.plan->arena_bytes + e.plan->buffer_bytes;
-    tpi_plan_release(e.plan);
     return status;
 }
 
@@ -293,7 +291,6 @@ tp_status tp_graph_explain(tp_graph *graph, tp_lazy *const *outputs, int n, char
         tpi_plan_describe(e.plan, add_line, &t);
         status = t.status;
     }
-    tpi_plan_release(e.plan);
     if (status != TP_OK)
         tpi_free(t.data);
     else

@@ -92,7 +92,8 @@ typedef struct tpi_plan_cache tpi_plan_cache;
 tp_status tpi_plan_cache_create(tpi_plan_cache **out, uint64_t limit);
 void tpi_plan_cache_destroy(tpi_plan_cache *cache);
 
-/* The plan for the recording, from the graph's last plan, the cache, or built now. Owned. */
+/* The plan for the recording, from the graph's last plan, the cache, or built now. Borrowed: the graph keeps
+ * it until the next call. */
 tp_status tpi_plan_find(tp_graph *graph, const tpi_order *order, tpi_plan **out);
 void tpi_plan_cache_stats(tpi_plan_cache *cache, tp_context_stats *stats);
 
