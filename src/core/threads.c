@@ -1,7 +1,11 @@
-/* A fork-join pool. The trick: a job is published by one counter that workers watch, first spinning for about
- * as long as waking a thread takes, then asleep on it with a futex. Starting a job costs a system call only
+/* A fork-join pool. The trick: a job is published by one word that workers watch, first spinning for about as
+ * long as waking a thread takes, then asleep on it with a futex. Starting a job costs a system call only
  * where somebody sleeps. With more threads than processors nobody spins, since the spinner would hold the
- * processor that the other needs. */
+ * processor that the other needs.
+ *
+ * A job has as many parts as the pool has threads. Each thread does its own, then those that nobody has
+ * begun: the caller does the part of a worker that the system has not woken yet, and never waits for it. What
+ * a part is depends on its number alone, not on who does it. */
 #include "core/threads.h"
 #include "core/alloc.h"
 #include "core/error.h"
@@ -22,26 +26,27 @@
 #define SPIN_NANOSECONDS 50000
 #define PAUSES_PER_CLOCK 32 /* reading the clock is as slow as a pause */
 
+/* Invariant: every job takes every part once, so `taken` is the number of the job that took it last. */
 typedef struct worker {
+    alignas(TPI_ALIGN) atomic_uint taken;
     tpi_threads *pool;
     pthread_t thread;
-    int index;
 } worker;
 
-/* Invariant: `fn`, `arg` and `stopping` change only while `pending` is 0 and `busy` is held; a worker reads
- * them after it saw `job` change, and before it takes itself off `pending`. */
+/* Invariant: `fn` and `arg` change only while no part is taken and unfinished and `busy` is held; who reads
+ * them has taken a part of the job before, and finishes it after. */
 struct tpi_threads {
-    alignas(TPI_ALIGN) atomic_uint job; /* counts the jobs: workers sleep on it */
-    alignas(TPI_ALIGN)
-        atomic_uint pending; /* workers that have not finished the job: the caller sleeps on it */
+    alignas(TPI_ALIGN) atomic_uint job;     /* counts the jobs: workers sleep on it */
+    alignas(TPI_ALIGN) atomic_uint pending; /* unfinished parts: the caller sleeps on it */
     alignas(TPI_ALIGN) atomic_int sleepers; /* workers that sleep or are about to */
     atomic_bool caller_sleeps;
     alignas(TPI_ALIGN) atomic_flag busy;
     void (*fn)(void *arg, int index, int count);
     void *arg;
-    bool stopping, spin;
+    atomic_bool stopping;
+    bool spin;
     int count, started;
-    worker *workers; /* count - 1 */
+    worker *workers; /* count; the caller is number 0 */
 };
 
 static void pause_briefly(void) {
@@ -89,7 +94,7 @@ static void wait_for_job(tpi_threads *pool, unsigned seen) {
     atomic_fetch_sub(&pool->sleepers, 1);
 }
 
-static void wait_for_workers(tpi_threads *pool) {
+static void wait_for_parts(tpi_threads *pool) {
     unsigned left;
     while ((left = atomic_load_explicit(&pool->pending, memory_order_acquire)) != 0) {
         if (spin_while(pool, &pool->pending, left)) continue;
@@ -99,24 +104,43 @@ static void wait_for_workers(tpi_threads *pool) {
     }
 }
 
+static void wake_workers(tpi_threads *pool) {
+    atomic_fetch_add(&pool->job, 1);
+    if (atomic_load(&pool->sleepers) > 0) futex_wake(&pool->job, INT_MAX);
+}
+
 static void start_job(tpi_threads *pool, void (*fn)(void *, int, int), void *arg) {
     pool->fn = fn;
     pool->arg = arg;
-    atomic_store_explicit(&pool->pending, (unsigned)pool->started, memory_order_relaxed);
-    atomic_fetch_add(&pool->job, 1);
-    if (atomic_load(&pool->sleepers) > 0) futex_wake(&pool->job, INT_MAX);
+    atomic_store_explicit(&pool->pending, (unsigned)pool->count, memory_order_relaxed);
+    wake_workers(pool);
+}
+
+/* Takes part `index` for job `number`; false if that is done, or has passed. */
+static bool take(tpi_threads *pool, int index, unsigned number) {
+    unsigned last = number - 1;
+    return atomic_compare_exchange_strong(&pool->workers[index].taken, &last, number);
+}
+
+/* Does what is left of job `number`, from part `first` on. */
+static void do_parts(tpi_threads *pool, int first, unsigned number) {
+    for (int i = 0; i < pool->count; i++) {
+        int index = (first + i) % pool->count;
+        if (!take(pool, index, number)) continue;
+        pool->fn(pool->arg, index, pool->count);
+        if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_sleeps))
+            futex_wake(&pool->pending, 1);
+    }
 }
 
 static void *work(void *arg) {
     worker *self = arg;
     tpi_threads *pool = self->pool;
-    for (unsigned seen = 0;; seen++) { /* every worker takes part in every job, so it misses none */
+    for (unsigned seen = 0;;) {
         wait_for_job(pool, seen);
-        bool stopping = pool->stopping;
-        if (!stopping) pool->fn(pool->arg, self->index, pool->count);
-        if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_sleeps))
-            futex_wake(&pool->pending, 1);
-        if (stopping) return NULL;
+        seen = atomic_load(&pool->job); /* the newest: those before are done */
+        if (atomic_load(&pool->stopping)) return NULL;
+        do_parts(pool, (int)(self - pool->workers), seen);
     }
 }
 
@@ -136,17 +160,18 @@ tp_status tpi_threads_create(tpi_threads **out, int count) {
     atomic_flag_clear(&pool->busy);
     pool->count = count;
     pool->spin = count <= tpi_threads_available();
-    if (!(pool->workers = tpi_calloc((size_t)count, sizeof *pool->workers))) {
+    size_t bytes = (size_t)count * sizeof *pool->workers; /* an int's worth of workers: no overflow */
+    if (!(pool->workers = tpi_aligned_alloc(bytes))) {
         tpi_threads_destroy(pool);
         return TP_ENOMEM;
     }
+    memset(pool->workers, 0, bytes);
     for (; pool->started < count - 1; pool->started++) {
-        worker *next = &pool->workers[pool->started];
+        worker *next = &pool->workers[pool->started + 1];
         next->pool = pool;
-        next->index = pool->started + 1;
         int error = pthread_create(&next->thread, NULL, work, next);
         if (error) {
-            int number = next->index + 1;
+            int number = pool->started + 2;
             tpi_threads_destroy(pool);
             return tpi_fail(TP_ENOMEM, "could not start thread %d of %d: %s", number, count, strerror(error));
         }
@@ -157,9 +182,9 @@ tp_status tpi_threads_create(tpi_threads **out, int count) {
 
 void tpi_threads_destroy(tpi_threads *threads) {
     if (!threads) return;
-    threads->stopping = true;
-    start_job(threads, NULL, NULL);
-    for (int i = 0; i < threads->started; i++) pthread_join(threads->workers[i].thread, NULL);
+    atomic_store(&threads->stopping, true); /* before the workers wake */
+    wake_workers(threads);
+    for (int i = 1; i <= threads->started; i++) pthread_join(threads->workers[i].thread, NULL);
     tpi_free(threads->workers);
     tpi_free(threads);
 }
@@ -175,8 +200,8 @@ void tpi_parallel(tpi_threads *threads, void (*fn)(void *arg, int index, int cou
         return;
     }
     start_job(threads, fn, arg);
-    fn(arg, 0, count);
-    wait_for_workers(threads);
+    do_parts(threads, 0, atomic_load_explicit(&threads->job, memory_order_relaxed));
+    wait_for_parts(threads);
     atomic_flag_clear_explicit(&threads->busy, memory_order_release);
 }
 
