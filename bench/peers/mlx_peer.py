@@ -90,13 +90,7 @@ def make_operation(name, keys):
         return dict(zip(["y", *wanted], (numpy.array(t.astype(mx.float32)) for t in call(f))))
 
     mx.eval(arrays)
-    ways = {"eager": whole, "compile": mx.compile(whole)}
-    if keys.get("only") in ways:
-        ways = {keys["only"]: ways[keys["only"]]}
-    return peer.Entry(
-        {way: lambda f=f: (call(f), None)[1] for way, f in ways.items()},
-        {way: lambda f=f: named(f) for way, f in ways.items()},
-    )
+    return peer.entry(keys, {"eager": whole, "compile": mx.compile(whole)}, call, named)
 
 
 # ---- whole models ----

@@ -17,6 +17,17 @@ class Entry:
         self.ways, self.results = ways, results
 
 
+def entry(keys, ways, call, named):
+    """An Entry of functions by way, or of the one way that the keys ask for: call(f) does the work, named(f) gives
+    its results."""
+    if keys.get("only") in ways:
+        ways = {keys["only"]: ways[keys["only"]]}
+    return Entry(
+        {way: lambda f=f: (call(f), None)[1] for way, f in ways.items()},
+        {way: lambda f=f: named(f) for way, f in ways.items()},
+    )
+
+
 class Keys(dict):
     def number(self, key, otherwise=0):
         return int(self.get(key, otherwise))

@@ -99,12 +99,7 @@ def make_operation(name, keys):
     ways = {"eager": function}
     if keys.number("compile", 1):
         ways["compile"] = torch.compile(function)
-    if keys.get("only") in ways:
-        ways = {keys["only"]: ways[keys["only"]]}
-    return peer.Entry(
-        {way: lambda f=f: (whole(f), None)[1] for way, f in ways.items()},
-        {way: lambda f=f: named(f) for way, f in ways.items()},
-    )
+    return peer.entry(keys, ways, whole, named)
 
 
 # ---- whole models ----

@@ -64,7 +64,7 @@ size_t TPI_SIMD(gemm_skinny_scratch)(int64_t m, int64_t n, int64_t k);
 void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float scale, int64_t m0, int64_t m1,
                          float *scratch);
 int64_t TPI_SIMD(lora_rows_rank)(void);
-size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r);
+size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r); /* 0 for larger ranks */
 
 /* Bias, activation and conversion of a finished block, from src (row stride ld) to c at (i, j). */
 void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i, int64_t j, int64_t rows, int64_t n, const float *src,

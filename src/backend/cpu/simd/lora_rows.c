@@ -31,6 +31,7 @@ static int64_t padded_rank(int64_t r) {
 
 size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r) {
     int64_t features = round_up(k, VW) + round_up(n, VW);
+    if (r > TPI_SIMD(lora_rows_rank)()) return 0;
     return sizeof(float) * (size_t)((features + BLOCK) * padded_rank(r));
 }
 

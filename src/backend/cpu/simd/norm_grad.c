@@ -78,8 +78,10 @@ static void grad_rows(const row_range *range) {
     bool shares = wants_shares(range->launch);
     int64_t n = range->n;
     float mean;
-    memset(row_buffer(range, DWEIGHT), 0, (size_t)n * sizeof(float));
-    memset(row_buffer(range, DBIAS), 0, (size_t)n * sizeof(float));
+    if (shares) {
+        memset(row_buffer(range, DWEIGHT), 0, (size_t)n * sizeof(float));
+        memset(row_buffer(range, DBIAS), 0, (size_t)n * sizeof(float));
+    }
     for (int64_t row = range->begin; row < range->end; row++) {
         const float *x = row_in(range, 0, row, X), *dy = row_in(range, 1, row, DY);
         float r = statistics(x, n, centred, attr->eps, &mean);

@@ -139,20 +139,21 @@ static inline vf v_scale2(vf x, vf n) {
     return _mm512_scalef_ps(x, n);
 }
 
+/* Four vectors as 4×4 matrices, one in each quarter, transposed. */
+static inline void v_transpose_quarters(vf r[4]) {
+    __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
+    __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+    __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+    __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+    r[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    r[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    r[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    r[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+}
+
 static inline void v_transpose(vf r[VW]) {
     vf t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 2]);
-        __m512d c = _mm512_castps_pd(t[i + 1]), d = _mm512_castps_pd(t[i + 3]);
-        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
-        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
-    }
+    for (int i = 0; i < 16; i += 4) v_transpose_quarters(r + i);
     for (int i = 0; i < 4; i++) {
         t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
         t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
@@ -172,23 +173,12 @@ static inline vf v_two_lines(const float *low, const float *high) {
 
 /* VW lines of 8 floats, `stride` apart, turned: element i of out[j] is p[i·stride + j]. */
 static inline void v_columns8(const float *p, int64_t stride, vf out[8]) {
-    vf r[8], t[8];
+    vf r[8];
     for (int i = 0; i < 8; i++) {
         const float *line = p + (i < 4 ? i : i + 4) * stride;
         r[i] = v_two_lines(line, line + 4 * stride);
     }
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 2]);
-        __m512d c = _mm512_castps_pd(t[i + 1]), d = _mm512_castps_pd(t[i + 3]);
-        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
-        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
-    }
+    v_transpose_quarters(r), v_transpose_quarters(r + 4);
     for (int j = 0; j < 4; j++) {
         out[j] = _mm512_shuffle_f32x4(r[j], r[j + 4], 0x88);
         out[j + 4] = _mm512_shuffle_f32x4(r[j], r[j + 4], 0xdd);
