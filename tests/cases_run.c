@@ -4,24 +4,26 @@
 #include "core/alloc.h"
 #include "core/convert.h"
 
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define GUARD 64 /* bytes on either side; keeps the alignment that plans give */
 #define NOISE 0xA5
 
 static case_block block_create(size_t bytes) {
-    case_block block = {aligned_alloc(TPI_ALIGN, (bytes + 3 * GUARD) / GUARD * GUARD), NULL, bytes};
+    case_block block = {aligned_alloc(TPI_ALIGN, (bytes + 3 * CASE_GUARD) / CASE_GUARD * CASE_GUARD), NULL,
+                        bytes};
     if (!block.memory) abort();
-    memset(block.memory, NOISE, bytes + 2 * GUARD);
-    block.data = block.memory + GUARD;
+    memset(block.memory, NOISE, bytes + 2 * CASE_GUARD);
+    block.data = block.memory + CASE_GUARD;
     return block;
 }
 
 static bool block_guards_hold(const case_block *block) {
-    for (int i = 0; block->memory && i < GUARD; i++)
+    for (int i = 0; block->memory && i < CASE_GUARD; i++)
         if ((unsigned char)block->memory[i] != NOISE ||
-            (unsigned char)block->memory[GUARD + block->bytes + (size_t)i] != NOISE)
+            (unsigned char)block->memory[CASE_GUARD + block->bytes + (size_t)i] != NOISE)
             return false;
     return true;
 }
@@ -60,7 +62,38 @@ void case_run_omit(case_run *run, int k) {
     run->step.optional_missing |= (uint8_t)(1u << k);
 }
 
-bool case_run_kernel(case_run *run, const tpi_kernel *kernel, tpi_threads *threads, tp_status *status) {
+static bool can_share(const case_instance *c, int k, int j) {
+    const case_operand *x = &c->operands[j], *y = &c->operands[c->n_in + k];
+    return x->operand.contiguous && x->layout == 0 && x->operand.dtype == y->operand.dtype &&
+           x->operand.rank == y->operand.rank &&
+           memcmp(x->operand.shape, y->operand.shape, sizeof x->operand.shape) == 0;
+}
+
+int case_variations(const case_instance *c, case_variation out[CASE_VARIATIONS]) {
+    const unsigned flags = tpi_ops[c->from->op].flags;
+    case_variation in_place = {{-1, -1, -1}, -1};
+    int n = 0;
+    out[n++] = in_place;
+    for (int j = 0; j < c->n_in && flags & TPI_FLAG_POINTWISE; j++)
+        if (can_share(c, 0, j)) out[n++] = (case_variation){{j, -1, -1}, -1};
+    bool any = false;
+    for (int k = 0; k < c->n_out && flags & TPI_FLAG_IN_PLACE; k++) {
+        if (!can_share(c, k, k)) continue;
+        in_place.share[k] = k;
+        any = true;
+    }
+    if (any) out[n++] = in_place;
+    for (int k = 1; k < c->n_out; k++) out[n++] = (case_variation){{-1, -1, -1}, k};
+    return n;
+}
+
+void case_run_vary(case_run *run, const case_variation *v) {
+    for (int k = 0; k < run->instance->n_out; k++)
+        if (v->share[k] >= 0) case_run_share(run, k, v->share[k]);
+    if (v->omit >= 0) case_run_omit(run, v->omit);
+}
+
+bool case_run_prepare(case_run *run, const tpi_kernel *kernel, tpi_threads *threads) {
     int scratch = run->instance->n_in + run->instance->n_out;
     if (kernel->accepts && !kernel->accepts(&run->step)) return false;
     run->step.kernel = kernel;
@@ -69,9 +102,55 @@ bool case_run_kernel(case_run *run, const tpi_kernel *kernel, tpi_threads *threa
     run->blocks[scratch] = block_create(run->step.scratch);
     run->slots[scratch] = (uint32_t)scratch;
     run->pointers[scratch] = run->blocks[scratch].data;
-    const tpi_launch launch = {&run->step, run->pointers, threads};
+    return true;
+}
+
+bool case_run_kernel(case_run *run, const tpi_kernel *kernel, tpi_threads *threads, tp_status *status) {
+    if (!case_run_prepare(run, kernel, threads)) return false;
+    const tpi_launch launch = {&run->step, run->pointers, threads, NULL};
     *status = kernel->run(&launch);
     return true;
+}
+
+/* ---- comparing ---- */
+
+/* Differences allowed: a part of the value, and a part of the largest value for what cancels in sums. */
+static double tolerance(tp_dtype dtype, double value, double largest) {
+    double relative = dtype == TP_BF16 ? 0x1p-7 : dtype == TP_F16 ? 0x1p-10 : 1e-5;
+    double tiny = dtype == TP_F16 ? 0x1p-24 : 1e-10; /* tails may be 0; f16's subnormals */
+    if (!tpi_is_float(dtype)) return 0;
+    return relative * fabs(value) + 1e-5 * largest + tiny;
+}
+
+static bool output_equal(const case_run *got, const case_run *want, int k, double slack, char text[160]) {
+    const tpi_operand *y = &want->operands[want->instance->n_in + k];
+    double largest = 0;
+    for (int64_t i = 0; i < y->count; i++) {
+        double b = case_run_result(want, k, i);
+        largest = fmax(largest, isfinite(b) ? fabs(b) : 0);
+    }
+    for (int64_t i = 0; i < y->count; i++) {
+        double a = case_run_result(got, k, i), b = case_run_result(want, k, i);
+        if (a == b || (a != a && b != b) ||
+            fabs(a - b) <= tolerance((tp_dtype)y->dtype, b, largest) + slack * largest)
+            continue;
+        snprintf(text, 160, "gives %.9g at %lld of output %d, the reference %.9g", a, (long long)i, k, b);
+        return false;
+    }
+    return true;
+}
+
+bool case_run_equal(const case_run *got, const case_run *want, double slack, char text[160]) {
+    text[0] = 0;
+    for (int k = 0; k < want->instance->n_out; k++)
+        if (!(got->step.optional_missing >> k & 1u) && !output_equal(got, want, k, slack, text)) return false;
+    return true;
+}
+
+int case_run_changed_input(const case_run *got, const case_run *want) {
+    for (int k = 0; k < want->instance->n_in; k++)
+        if (memcmp(got->blocks[k].data, want->blocks[k].data, want->blocks[k].bytes) != 0) return k;
+    return -1;
 }
 
 bool case_run_guards_hold(const case_run *run) {

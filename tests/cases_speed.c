@@ -28,7 +28,7 @@ static double median_seconds(case_run *run, const tpi_kernel *kernel, tpi_thread
     tp_status status;
     int n = 0;
     if (!case_run_kernel(run, kernel, threads, &status)) return -1; /* and warms up */
-    const tpi_launch launch = {&run->step, run->pointers, threads};
+    const tpi_launch launch = {&run->step, run->pointers, threads, NULL};
     do {
         double start = seconds();
         kernel->run(&launch);

@@ -93,7 +93,7 @@ static inline tp_status launch(trial *t, const tpi_kernel *kernel, void **data, 
     void *space = tpi_aligned_alloc(scratch);
     memset(space, 0xff, scratch);
     data[t->step.n_in + t->step.n_out] = space;
-    tpi_launch l = {&t->step, data, threads};
+    tpi_launch l = {&t->step, data, threads, NULL};
     tp_status status = kernel->run(&l);
     tpi_free(space);
     return status;

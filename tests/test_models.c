@@ -398,7 +398,7 @@ Test(models, losses_are_those_of_the_logits) {
     for (size_t c = 0; c < CASE_COUNT; c++) {
         bench b = open_bench(&CASES[c], false);
         tp_model *trainable;
-        const tp_model_options train = {sizeof train, true};
+        const tp_model_options train = {sizeof train, true, TP_BASE_AUTO};
         must(tp_model_load(&trainable, cpu, b.golden.path, &train));
         must(tp_adapter_create(&b.adapter, b.model, &options));
         expect_losses_of_logits(b.model, NULL, true);
@@ -440,7 +440,7 @@ Test(models, random_models_start_near_uniform) {
 /* Every weight of a trainable model gets a gradient, and a step along it lowers the loss. */
 Test(models, all_weights_can_be_trained) {
     tp_model *model;
-    const tp_model_options options = {sizeof options, true};
+    const tp_model_options options = {sizeof options, true, TP_BASE_AUTO};
     must(tp_model_load(&model, cpu, GOLDEN "qwen2", &options));
     int count;
     const tp_parameter *p = tp_model_parameters(model, &count);

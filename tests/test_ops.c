@@ -2,14 +2,12 @@
  * finite differences. The table's speed mode is a program of its own, case_speed. */
 #include "cases_run.h"
 
-#include "core/convert.h"
-
 #include <criterion/criterion.h>
-#include <math.h>
 #include <string.h>
 
 /* ---- the walk: the table is whole ---- */
 
+/* Copies between devices have tests of their own, where there are two. */
 static bool reaches_backend(tpi_op op) {
     return !(tpi_ops[op].flags & TPI_FLAG_VIEW) && op != TPI_LEAF && op != TPI_ASSIGN;
 }
@@ -28,7 +26,7 @@ Test(ops, table_is_whole) {
         if (op != TPI_LEAF && op != TPI_PART && !planned)
             cr_expect(desc->infer, "%s has no shape inference", desc->name);
         if (!planned) cr_expect((desc->vjp != NULL) != no_grad, "%s: a vjp or NO_GRAD, not both", desc->name);
-        if (op != TPI_LEAF && op != TPI_ASSIGN && op != TPI_PART)
+        if (op != TPI_LEAF && op != TPI_ASSIGN && op != TPI_PART && op != TPI_TO_DEVICE)
             cr_expect(has_case(op), "%s has no case", desc->name);
         if (!reaches_backend(op)) continue;
         int n = case_kernel_count(op);
@@ -41,98 +39,31 @@ Test(ops, table_is_whole) {
 
 /* ---- kernels against the reference ---- */
 
-/* Differences allowed: a part of the value, and a part of the largest value for what cancels in sums. */
-static double tolerance(tp_dtype dtype, double value, double largest) {
-    double relative = dtype == TP_BF16 ? 0x1p-7 : dtype == TP_F16 ? 0x1p-10 : 1e-5;
-    double tiny = dtype == TP_F16 ? 0x1p-24 : 1e-10; /* tails may be 0; f16's subnormals */
-    if (!tpi_is_float(dtype)) return 0;
-    return relative * fabs(value) + 1e-5 * largest + tiny;
-}
-
-static void expect_equal(const case_run *got, const case_run *want, const char *name, const char *label) {
-    for (int k = 0; k < want->instance->n_out; k++) {
-        const tpi_operand *y = &want->operands[want->instance->n_in + k];
-        if (got->step.optional_missing >> k & 1u) continue;
-        double largest = 0;
-        for (int64_t i = 0; i < y->count; i++)
-            largest =
-                fmax(largest, isfinite(case_run_result(want, k, i)) ? fabs(case_run_result(want, k, i)) : 0);
-        for (int64_t i = 0; i < y->count; i++) {
-            double a = case_run_result(got, k, i), b = case_run_result(want, k, i);
-            bool same =
-                a == b || (a != a && b != b) || fabs(a - b) <= tolerance((tp_dtype)y->dtype, b, largest);
-            cr_expect(same, "%s: %s gives %.9g at %lld of output %d, the reference %.9g", label, name, a,
-                      (long long)i, k, b);
-            if (!same) break;
-        }
-    }
-}
-
-static void expect_inputs_kept(const case_run *got, const case_run *want, const char *name,
-                               const char *label) {
-    for (int k = 0; k < want->instance->n_in; k++)
-        cr_expect(memcmp(got->blocks[k].data, want->blocks[k].data, want->blocks[k].bytes) == 0,
-                  "%s: %s wrote into input %d", label, name, k);
-    cr_expect(case_run_guards_hold(got), "%s: %s wrote outside of its outputs", label, name);
-}
-
-/* What may differ in a launch of one case: memory shared with an input, outputs that are not wanted. */
-typedef struct variation {
-    int share[TPI_MAX_OUT]; /* input number, -1: own memory */
-    int omit;               /* output number, -1: all are wanted */
-} variation;
-
-static void check_kernel(const case_run *want, const tpi_kernel *kernel, tpi_threads *threads, variation v) {
+static void check_kernel(const case_run *want, const tpi_kernel *kernel, tpi_threads *threads,
+                         const case_variation *v) {
     case_run got;
-    char label[256];
+    char label[256], difference[160];
     tp_status status;
-    bool shares = false;
+    const bool shares = v->share[0] >= 0 || v->share[1] >= 0 || v->share[2] >= 0;
     case_label(want->instance, label);
     case_run_init(&got, want->instance);
-    for (int k = 0; k < want->instance->n_out; k++)
-        if (v.share[k] >= 0) {
-            case_run_share(&got, k, v.share[k]);
-            shares = true;
-        }
-    if (v.omit >= 0) case_run_omit(&got, v.omit);
+    case_run_vary(&got, v);
     if (case_run_kernel(&got, kernel, threads, &status)) {
         cr_assert_eq(status, TP_OK, "%s: %s failed: %s", label, kernel->name, tp_error_message());
-        expect_equal(&got, want, kernel->name, label);
-        if (shares)
-            cr_expect(case_run_guards_hold(&got), "%s: %s wrote outside of its outputs", label, kernel->name);
-        else
-            expect_inputs_kept(&got, want, kernel->name, label);
+        cr_expect(case_run_equal(&got, want, 0, difference), "%s: %s %s", label, kernel->name, difference);
+        cr_expect(case_run_guards_hold(&got), "%s: %s wrote outside of its outputs", label, kernel->name);
+        if (!shares)
+            cr_expect(case_run_changed_input(&got, want) < 0, "%s: %s wrote into an input", label,
+                      kernel->name);
     }
     case_run_clear(&got);
-}
-
-static bool can_share(const case_instance *c, int k, int j) {
-    const case_operand *x = &c->operands[j], *y = &c->operands[c->n_in + k];
-    return x->operand.contiguous && x->layout == 0 && x->operand.dtype == y->operand.dtype &&
-           x->operand.rank == y->operand.rank &&
-           memcmp(x->operand.shape, y->operand.shape, sizeof x->operand.shape) == 0;
-}
-
-static void check_variations(const case_run *want, const tpi_kernel *kernel, tpi_threads *threads) {
-    const case_instance *c = want->instance;
-    unsigned flags = tpi_ops[c->from->op].flags;
-    variation v = {{-1, -1, -1}, -1};
-    check_kernel(want, kernel, threads, v);
-    for (int j = 0; j < c->n_in && flags & TPI_FLAG_POINTWISE; j++)
-        if (can_share(c, 0, j)) check_kernel(want, kernel, threads, (variation){{j, -1, -1}, -1});
-    bool any = false;
-    for (int k = 0; k < c->n_out && flags & TPI_FLAG_IN_PLACE; k++) {
-        if (!can_share(c, k, k)) continue;
-        v.share[k] = k;
-        any = true;
-    }
-    if (any) check_kernel(want, kernel, threads, v);
-    for (int k = 1; k < c->n_out; k++) check_kernel(want, kernel, threads, (variation){{-1, -1, -1}, k});
 }
 
 static void check_case(const case_instance *instance, tpi_threads *one, tpi_threads *several) {
     const tpi_kernel *kernels = tpi_backend_cpu()->kernels(instance->from->op);
     int n = case_kernel_count(instance->from->op);
+    case_variation variations[CASE_VARIATIONS];
+    const int n_variations = case_variations(instance, variations);
     case_run want;
     tp_status status;
     case_run_init(&want, instance);
@@ -141,10 +72,11 @@ static void check_case(const case_instance *instance, tpi_threads *one, tpi_thre
     cr_assert_eq(status, TP_OK, "%s: the reference failed: %s", case_label(instance, label),
                  tp_error_message());
     cr_expect(case_run_guards_hold(&want), "%s: the reference wrote outside of its outputs", label);
-    for (int k = 0; k < n; k++) {
-        check_variations(&want, &kernels[k], one);
-        check_variations(&want, &kernels[k], several);
-    }
+    for (int k = 0; k < n; k++)
+        for (int v = 0; v < n_variations; v++) {
+            check_kernel(&want, &kernels[k], one, &variations[v]);
+            check_kernel(&want, &kernels[k], several, &variations[v]);
+        }
     case_run_clear(&want);
 }
 

@@ -36,7 +36,7 @@ typedef void (*tp_log_fn)(void *user, tp_log_level level, const char *line);
 typedef struct tp_context_options {
     size_t size;           /* sizeof(tp_context_options): set by TP_CONTEXT_OPTIONS_INIT */
     int threads;           /* 0: TP_THREADS, or the processors this process may use */
-    uint64_t memory_limit; /* bytes a plan and its results may take; 0: no limit */
+    uint64_t memory_limit; /* bytes that tensors and plans may take on each device; 0: no limit */
     uint64_t cache_bytes;  /* bytes of cached plans; 0: 64 MiB */
     bool strict;           /* report a recording error at its line through `log`, as TP_STRICT=1 does */
     const char *fuse;      /* fusions to leave out, for instance "-lora,-pointwise"; NULL: TP_FUSE */
@@ -87,6 +87,13 @@ TP_API int tp_context_threads(const tp_context *ctx);
 /* The CPU. Borrowed from the context; never NULL. */
 TP_API tp_device *tp_device_cpu(tp_context *ctx);
 
+/* GPU number `index`, opened at the first call. Borrowed from the context; NULL where it cannot be used, and
+ * the message says why: no plug-in, no driver, one that is too old, no such GPU. */
+TP_API tp_device *tp_device_cuda(tp_context *ctx, int index);
+
+/* The GPUs that can be used; 0, and TP_EDEVICE with the reason, where there is none. */
+TP_API tp_status tp_device_cuda_count(int *out);
+
 /* GPU number `index`, or the CPU where there is none. Borrowed from the context; never NULL. */
 TP_API tp_device *tp_device_cuda_if_available(tp_context *ctx, int index);
 
@@ -96,6 +103,12 @@ TP_API const char *tp_device_name(const tp_device *device);
 /* What the device is and can do in a few words, for instance "x86-64 avx512, 2 threads". Borrowed. */
 TP_API const char *tp_device_description(const tp_device *device);
 TP_API bool tp_device_is_cuda(const tp_device *device);
+
+/* Waits until all that was queued on the device has ended. TP_EDEVICE, or what went wrong there last. */
+TP_API tp_status tp_device_synchronize(tp_device *device);
+
+/* Bytes of the device's own memory; false, and zeros, for the CPU. */
+TP_API bool tp_device_memory(const tp_device *device, uint64_t *free_bytes, uint64_t *total_bytes);
 TP_API tp_context *tp_device_context(const tp_device *device);
 
 #ifdef __cplusplus

@@ -1,10 +1,10 @@
 /* Models: transformer language models from Hugging Face directories.
  *
  * A model is a set of named weights and the forward pass that its config.json describes. Families: Llama,
- * Mistral, Qwen2, Qwen3. Weights stay in the mapped files and in the dtype they were saved in; activations
- * are f32. A model does not change but for the weights of one that was made trainable; adapters
- * (taper/adapter.h) and caches are objects of their own, given to each forward pass. A model may be used by
- * several graphs.
+ * Mistral, Qwen2, Qwen3. On the CPU weights stay in the mapped files and in the dtype they were saved in, and
+ * activations are f32; on a GPU activations have the dtype of the matrices. A model does not change but for
+ * the weights of one that was made trainable; adapters (taper/adapter.h) and caches are objects of their own,
+ * given to each forward pass. A model may be used by several graphs.
  *
  *     tp_model *model;
  *     if (tp_model_load(&model, tp_device_cpu(ctx), "models/taper-wick", NULL) != TP_OK) return 1;
@@ -30,13 +30,23 @@ typedef struct tp_adapter tp_adapter;
 
 /* ---- making ---- */
 
+/* What matrices are held in. Vectors (norms, biases) are f32 always. */
+typedef enum tp_base_dtype {
+    TP_BASE_AUTO,   /* as stored; on a GPU f32 becomes bf16 */
+    TP_BASE_STORED, /* as in the files */
+    TP_BASE_F32,
+    TP_BASE_BF16,
+    TP_BASE_F16
+} tp_base_dtype;
+
 typedef struct tp_model_options {
-    size_t size;    /* sizeof(tp_model_options): set by TP_MODEL_OPTIONS_INIT */
-    bool trainable; /* weights become f32 state that an optimizer may assign, instead of mapped files */
+    size_t size;         /* sizeof(tp_model_options): set by TP_MODEL_OPTIONS_INIT */
+    bool trainable;      /* weights become f32 state that an optimizer may assign, instead of mapped files */
+    tp_base_dtype dtype; /* of a model that is not trainable */
 } tp_model_options;
 
 #define TP_MODEL_OPTIONS_INIT                                                                                \
-    { sizeof(tp_model_options), false }
+    { sizeof(tp_model_options), false, TP_BASE_AUTO }
 
 /* Loads config.json and model.safetensors (or its shards) of a directory. `options` may be NULL. Owned. Fails
  * with TP_EIO, TP_EFORMAT (a malformed file; a tensor missing, unknown or of the wrong shape, by name),

@@ -79,6 +79,10 @@ TP_API tp_lazy *tp_lazy_pad(tp_lazy *x, int dim, int64_t before, int64_t after);
 TP_API tp_lazy *tp_lazy_broadcast(tp_lazy *x, int rank, const int64_t *shape);
 TP_API tp_lazy *tp_lazy_concat(tp_lazy *const *parts, int n, int dim);
 
+/* x on another device of the context. An evaluation that crosses devices runs a plan on each side, one after
+ * the other; its outputs and assignments are on one device. Returns x where it is there already. */
+TP_API tp_lazy *tp_lazy_to_device(tp_lazy *x, tp_device *device);
+
 /* Rows of table [V, ...] chosen by ids (i32, any shape): [ids..., ...]. An id outside [0, V) fails the
  * evaluation with TP_EINVAL. */
 TP_API tp_lazy *tp_lazy_gather(tp_lazy *table, tp_lazy *ids);
@@ -95,6 +99,9 @@ TP_API tp_lazy *tp_lazy_cache_write(tp_lazy *cache, tp_lazy *values, tp_lazy *st
 /* a [..., M, K] · b [..., K, N] → [..., M, N]; leading dimensions broadcast; transposed views cost no copy.
  * Floats of any two dtypes; the result has a's dtype. */
 TP_API tp_lazy *tp_lazy_matmul(tp_lazy *a, tp_lazy *b);
+
+/* The same, rounded once to a float dtype of the caller's choice: f32 gradients of bf16 activations. */
+TP_API tp_lazy *tp_lazy_matmul_as(tp_lazy *a, tp_lazy *b, tp_dtype dtype);
 
 /* x · w + bias: x [..., in], w [in, out], bias [out] or NULL. */
 TP_API tp_lazy *tp_lazy_linear(tp_lazy *x, tp_lazy *w, tp_lazy *bias);

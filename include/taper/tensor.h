@@ -92,6 +92,11 @@ TP_API const void *tp_tensor_data(const tp_tensor *tensor);
  * must be count · size(dtype), else TP_EINVAL. Waits as tp_tensor_data does. */
 TP_API tp_status tp_tensor_read(const tp_tensor *tensor, tp_dtype dtype, void *out, size_t bytes);
 
+/* The tensor on another device of its context: a row-major copy, or one more reference where it is there
+ * already. Owned. Fails with TP_EINVAL (another context), TP_ENOMEM, TP_ELIMIT, TP_EDEVICE, and as
+ * tp_tensor_read does. */
+TP_API tp_status tp_tensor_to_device(tp_tensor *tensor, tp_device *device, tp_tensor **out);
+
 /* Overwrites the elements of a contiguous tensor with `bytes` of its own dtype in row-major order: how a
  * program fills its inputs between evaluations (token ids, positions, learning rate) without a new tensor. */
 TP_API tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes);

@@ -139,6 +139,7 @@ typedef struct tp_train_options {
     const char *resume;  /* "auto": the newest checkpoint in `out`, if any; a checkpoint's directory; NULL */
     bool detect_nan;     /* end at the first number that is not finite, as tp_context_detect_nonfinite does */
     tp_dtype dtype;      /* full: of the weights that are written, TP_F32, TP_BF16 or TP_F16 */
+    tp_base_dtype base_dtype; /* lora: what the model's matrices are held in */
 
     tp_train_fn on_event; /* may be NULL */
     void *user;
@@ -149,7 +150,7 @@ typedef struct tp_train_options {
         sizeof(tp_train_options), NULL, NULL, NULL, TP_TRAIN_LORA, /* lora */ 16, 32.0, 0.0, false, NULL, 0, \
             NULL, 0, NULL, /* data */ 1, 0, 4, 1, 2048, TP_OVERLONG_ERROR, false, TP_LOSS_COMPLETION,        \
             /* optimizer */ 1e-4, TP_SCHEDULE_COSINE, 0.03, 0.0, 0.9, 0.999, 1.0, 0, false,                  \
-            /* running */ 200, 25, 0, 100, 3, 10, NULL, false, TP_F32, NULL, NULL                            \
+            /* running */ 200, 25, 0, 100, 3, 10, NULL, false, TP_F32, TP_BASE_AUTO, NULL, NULL              \
     }
 
 /* Reads model, tokenizer and data, and makes what is trained; writes nothing. `options` and what it points to

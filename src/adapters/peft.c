@@ -51,7 +51,7 @@ static tp_status load_tensors(tp_adapter *adapter, const tpi_safetensors *st) {
             return tpi_fail(status, "%s; the adapter was made for \"%s\"", tp_error_message(),
                             adapter->base_model);
         if (status != TP_OK) return status;
-        TPI_TRY(tpi_st_to_f32(adapter->model->device, source, &adapter->parameters[i].tensor));
+        TPI_TRY(tpi_st_converted(adapter->model->device, source, TP_F32, &adapter->parameters[i].tensor));
     }
     return TP_OK;
 }

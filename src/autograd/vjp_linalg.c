@@ -15,16 +15,9 @@ static tp_lazy *flat(tp_lazy *x) {
     return tp_lazy_reshape(x, 2, (int64_t[]){rows, tp_lazy_size(x, -1)});
 }
 
-/* The product takes its dtype from the left: in f32 where the gradient's dtype is another than x's, so that
- * it is rounded once. */
-static tp_lazy *left_operand(tp_lazy *x, const tp_lazy *weight) {
-    return tp_lazy_dtype(x) == tp_lazy_dtype(weight) ? x : tp_lazy_cast(x, TP_F32);
-}
-
-/* xᵀ · dy over all rows: the gradient of `weight` in y = x · weight. */
+/* xᵀ · dy over all rows: the gradient of `weight` in y = x · weight, in the weight's dtype. */
 static tp_lazy *weight_gradient(tp_lazy *x, tp_lazy *dy, const tp_lazy *weight) {
-    tp_lazy *product = tp_lazy_matmul(transposed(flat(left_operand(x, weight))), flat(dy));
-    return product ? tp_lazy_cast(product, tp_lazy_dtype(weight)) : NULL;
+    return tp_lazy_matmul_as(transposed(flat(x)), flat(dy), tp_lazy_dtype(weight));
 }
 
 void tpi_vjp_matmul(tpi_vjp *call) {
@@ -37,7 +30,7 @@ void tpi_vjp_matmul(tpi_vjp *call) {
     if (b->record.rank == 2)
         call->dx[1] = weight_gradient(a, call->dy, b);
     else
-        call->dx[1] = tpi_unbroadcast(tp_lazy_matmul(transposed(left_operand(a, b)), call->dy), b);
+        call->dx[1] = tpi_unbroadcast(tp_lazy_matmul_as(transposed(a), call->dy, tp_lazy_dtype(b)), b);
 }
 
 static bool wants(const tpi_vjp *call, int k) {

@@ -50,3 +50,7 @@ void tpi_vjp_scatter_add(tpi_vjp *call) {
     call->dx[0] = call->dy;
     if (call->wanted[2]) call->dx[2] = tp_lazy_gather(call->dy, tpi_vjp_in(call, 1));
 }
+
+void tpi_vjp_to_device(tpi_vjp *call) {
+    call->dx[0] = tp_lazy_to_device(call->dy, tpi_vjp_like(call, 0)->device);
+}

@@ -45,6 +45,7 @@ typedef struct tpi_launch {
     const tpi_step *step;
     void *const *slots;
     tpi_threads *threads;
+    void *device; /* the backend's own: NULL on the CPU */
 } tpi_launch;
 
 typedef tp_status (*tpi_kernel_fn)(const tpi_launch *launch);
@@ -55,6 +56,19 @@ struct tpi_kernel {
     bool (*accepts)(const tpi_step *step);                /* NULL: everything */
     size_t (*scratch)(const tpi_step *step, int threads); /* bytes, TPI_ALIGN-aligned; NULL: none */
 };
+
+/* A line of a list of kernels; the lists of a backend are merged by operation. */
+typedef struct tpi_kernel_entry {
+    tpi_op op;
+    tpi_kernel kernel;
+} tpi_kernel_entry;
+
+#define TPI_KERNELS_END                                                                                      \
+    {                                                                                                        \
+        TPI_LEAF, {                                                                                          \
+            NULL, NULL, NULL, NULL                                                                           \
+        }                                                                                                    \
+    }
 
 static inline const tpi_operand *tpi_in_operand(const tpi_step *step, int k) {
     return &step->operands[k];
@@ -72,12 +86,34 @@ static inline void *tpi_scratch(const tpi_launch *launch) {
     return launch->slots[launch->step->slots[launch->step->n_in + launch->step->n_out]];
 }
 
+/* What a backend keeps with a plan between its runs: a captured launch. Empty in a new plan. */
+typedef struct tpi_prepared {
+    void *data;
+    void (*release)(void *data);
+} tpi_prepared;
+
+/* A plan's steps with all pointers bound. */
+typedef struct tpi_bound {
+    const tpi_step *steps;
+    uint32_t n_steps, n_slots;
+    bool can_fail; /* a step may find that data is wrong */
+    void *const *slots;
+    tpi_threads *threads;
+    tpi_prepared *prepared;
+} tpi_bound;
+
 typedef struct tpi_backend {
     const char *name;
     /* The candidates for `op`, best first, ended by a kernel whose run is NULL; NULL where there is none. */
     const tpi_kernel *(*kernels)(tpi_op op);
     /* What the device is, for people: "x86-64 avx512". */
     void (*describe)(char *text, size_t bytes);
+    /* Queues all steps on a device that works in its own order and returns; what goes wrong there is reported
+     * by the device's `wait`. NULL: steps are called one by one, and have ended when they return. */
+    tp_status (*run)(void *device, const tpi_bound *bound);
+    /* Whether a kernel of `op` leaves its outputs alone once a step before it in the run has failed on the
+     * device, so that it may write state. NULL: a failure ends a run at once, and all may. */
+    bool (*guards)(tpi_op op);
 } tpi_backend;
 
 /* The CPU. Always there. */

@@ -11,6 +11,7 @@ typedef struct arguments {
     text_list adapters, stop;
     tp_generate_options generate;
     session_options session;
+    tp_base_dtype base_dtype;
     bool stats;
 } arguments;
 
@@ -45,6 +46,8 @@ static const option_row rows[] = {
     ROW(FLAG, "show-special", generate.show_special, NULL, "Print special tokens too", .bare = "true"),
     ROW(FLAG, "stats", stats, NULL, "Print counts and speeds to standard error", .bare = "true"),
     OPTION_GROUP("Machine:"),
+    ROW(CHOICE, "base-dtype", base_dtype, "NAME",
+        "Of the model: auto (as stored, on a GPU bf16), stored, f32, bf16 or f16", .choices = base_dtypes),
     SESSION_ROWS(arguments, session),
 };
 
@@ -148,7 +151,7 @@ int generate_command(int argc, char **argv) {
     if (code) return code;
     session s;
     code = session_open(&s, &a.session);
-    if (code == 0) code = session_load_model(&s, a.model);
+    if (code == 0) code = session_load_model(&s, a.model, a.base_dtype);
     if (code == 0) code = session_load_adapters(&s, &a.adapters);
     if (code == 0) code = generate(&s, &a, prompt, length);
     session_close(&s);

@@ -169,7 +169,7 @@ int info_command(int argc, char **argv) {
     if (code) return code;
     session s;
     code = session_open(&s, &a.session);
-    if (code == 0) code = session_load_model(&s, a.model);
+    if (code == 0) code = session_load_model(&s, a.model, TP_BASE_STORED);
     if (code == 0) code = show(&s, a.json);
     session_close(&s);
     return code;

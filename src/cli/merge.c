@@ -74,7 +74,7 @@ int merge_command(int argc, char **argv) {
     if (code) return code;
     session s;
     code = session_open(&s, &a.session);
-    if (code == 0) code = session_load_model(&s, a.model);
+    if (code == 0) code = session_load_model(&s, a.model, TP_BASE_STORED);
     if (code == 0) code = session_load_adapters(&s, &a.adapters);
     if (code == 0) code = merge(&s, &a);
     session_close(&s);

@@ -7,6 +7,10 @@
 #include <string.h>
 #include <unistd.h>
 
+const char *const base_dtypes[] = {"auto", "stored", "f32", "bf16", "f16", NULL};
+
+_Static_assert(sizeof(tp_base_dtype) == sizeof(int), "choices are read as int");
+
 static void print_warning(void *user, tp_log_level level, const char *line) {
     (void)user;
     fprintf(stderr, "taper: %s%s\n", level == TP_LOG_WARN ? "warning: " : "", line);
@@ -19,10 +23,10 @@ static int choose_device(session *s, const char *name) {
     const bool valid = automatic || strcmp(name, "cpu") == 0 || strcmp(name, "cuda") == 0 ||
                        (end && end != name + 5 && *end == '\0' && index >= 0 && index < INT_MAX);
     if (!valid) return cli_fail(EXIT_USAGE, "--device: expected auto, cpu or cuda:N, got \"%s\"", name);
-    s->device =
-        automatic || cuda ? tp_device_cuda_if_available(s->context, (int)index) : tp_device_cpu(s->context);
-    if (cuda && !tp_device_is_cuda(s->device)) return cli_fail(EXIT_FAILED, "no GPU number %ld", index);
-    return 0;
+    s->device = cuda        ? tp_device_cuda(s->context, (int)index)
+                : automatic ? tp_device_cuda_if_available(s->context, 0)
+                            : tp_device_cpu(s->context);
+    return s->device ? 0 : cli_fail_status(TP_EDEVICE);
 }
 
 int session_open(session *s, const session_options *o) {
@@ -37,8 +41,10 @@ int session_open(session *s, const session_options *o) {
     return status == TP_OK ? choose_device(s, o->device) : cli_fail_status(status);
 }
 
-int session_load_model(session *s, const char *directory) {
-    return cli_fail_status(tp_model_load(&s->model, s->device, directory, NULL));
+int session_load_model(session *s, const char *directory, tp_base_dtype dtype) {
+    tp_model_options options = TP_MODEL_OPTIONS_INIT;
+    options.dtype = dtype;
+    return cli_fail_status(tp_model_load(&s->model, s->device, directory, &options));
 }
 
 /* Parts "DIR:SCALE". A directory whose own name ends like a scale is taken as it is. */

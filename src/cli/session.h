@@ -17,6 +17,9 @@ typedef struct session_options {
 #define SESSION_OPTIONS_INIT                                                                                 \
     { "auto", 0, 0 }
 
+/* Names of tp_base_dtype. */
+extern const char *const base_dtypes[];
+
 /* The rows of an option table for the session_options at `field` of the structure `type`. */
 #define SESSION_ROWS(type, field)                                                                            \
     OPTION_ROW(TEXT, "device", type, field.device, "NAME", "auto, cpu, or cuda:N"),                          \
@@ -33,7 +36,7 @@ typedef struct session {
 } session;
 
 int session_open(session *s, const session_options *options);
-int session_load_model(session *s, const char *directory);
+int session_load_model(session *s, const char *directory, tp_base_dtype dtype);
 
 /* Each a directory, or "DIR:SCALE". */
 int session_load_adapters(session *s, const text_list *adapters);

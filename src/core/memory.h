@@ -16,7 +16,15 @@ typedef struct tpi_memory_stats {
     uint64_t now, peak, kept, blocks;
 } tpi_memory_stats;
 
-tp_status tpi_memory_create(tpi_memory **out, uint64_t limit); /* limit 0: none */
+/* Where blocks come from: NULL for the host's memory, else a device's. */
+typedef struct tpi_memory_source {
+    void *state;
+    tp_status (*allocate)(void *state, size_t bytes, void **out);
+    void (*release)(void *state, void *block);
+} tpi_memory_source;
+
+tp_status tpi_memory_create(tpi_memory **out, uint64_t limit,
+                            const tpi_memory_source *source); /* limit 0: none */
 void tpi_memory_destroy(tpi_memory *memory);
 
 /* TP_ELIMIT when bytes beyond the limit are asked for, TP_ENOMEM when the system has none. */

@@ -87,6 +87,32 @@ bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride) {
     return true;
 }
 
+/* ---- the device's memory ---- */
+
+tp_status tpi_device_write(tp_device *device, void *to, const void *from, size_t bytes) {
+    if (bytes == 0) return TP_OK;
+    if (device->calls) return device->calls->write(device->state, to, from, bytes);
+    if (from)
+        memcpy(to, from, bytes);
+    else
+        memset(to, 0, bytes);
+    return TP_OK;
+}
+
+tp_status tpi_device_read(tp_device *device, void *to, const void *from, size_t bytes, uint64_t mark) {
+    if (device->calls) return device->calls->read(device->state, to, from, bytes, mark);
+    if (bytes) memcpy(to, from, bytes);
+    return TP_OK;
+}
+
+/* Writes all of a fresh storage; what reads it waits for that. */
+static tp_status fill_storage(tpi_storage *storage, const void *from, size_t bytes) {
+    tp_device *device = storage->device;
+    TPI_TRY(tpi_device_write(device, storage->data, from, bytes));
+    if (device->calls) storage->mark = device->calls->mark(device->state);
+    return TP_OK;
+}
+
 /* ---- storages ---- */
 
 static void init_storage(tpi_storage *storage, tp_device *device, size_t bytes) {
@@ -168,16 +194,20 @@ tp_status tpi_tensor_view(tp_tensor *base, tp_dtype dtype, int rank, const int64
     return tpi_tensor_on(tpi_storage_retain(base->storage), dtype, rank, shape, stride, offset, out);
 }
 
+/* Hands the status on; a tensor that could not be filled is released. */
+static tp_status release_unless(tp_status status, tp_tensor **out) {
+    if (status == TP_OK) return TP_OK;
+    tp_tensor_release(*out);
+    *out = NULL;
+    return status;
+}
+
 tp_status tp_tensor_from_data(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
                               const void *data, tp_tensor **out) {
     if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_from_data: out is NULL");
     TPI_TRY(tpi_tensor_create(device, dtype, rank, shape, out));
-    size_t bytes = (size_t)(*out)->count * tp_dtype_size(dtype);
-    if (data && bytes)
-        memcpy((*out)->storage->data, data, bytes);
-    else
-        memset((*out)->storage->data, 0, bytes);
-    return TP_OK;
+    return release_unless(fill_storage((*out)->storage, data, (size_t)(*out)->count * tp_dtype_size(dtype)),
+                          out);
 }
 
 tp_status tp_tensor_from_memory(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
@@ -186,6 +216,8 @@ tp_status tp_tensor_from_memory(tp_device *device, tp_dtype dtype, int rank, con
     if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: out is NULL");
     *out = NULL;
     if (!device || !data) return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: device or data is NULL");
+    if (!tpi_is_host(device))
+        return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: expected the CPU, got %s", device->name);
     TPI_TRY(tpi_check_shape("tp_tensor_from_memory", dtype, rank, shape, NULL, &bytes));
     if ((uintptr_t)data % tp_dtype_size(dtype))
         return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: data is not aligned to %s", tp_dtype_name(dtype));
@@ -200,12 +232,39 @@ tp_status tp_tensor_from_memory(tp_device *device, tp_dtype dtype, int rank, con
     return TP_OK;
 }
 
+/* A fresh tensor whose elements the host computes: at their place, or beside the device and then copied. */
+typedef struct filling {
+    tp_tensor *tensor;
+    void *data;
+} filling;
+
+static tp_status begin_filling(filling *f, tp_device *device, tp_dtype dtype, int rank,
+                               const int64_t *shape) {
+    TPI_TRY(tpi_tensor_create(device, dtype, rank, shape, &f->tensor));
+    f->data = f->tensor->storage->data;
+    if (!tpi_is_host(device)) f->data = tpi_malloc((size_t)f->tensor->count * tp_dtype_size(dtype));
+    return f->data ? TP_OK : release_unless(TP_ENOMEM, &f->tensor);
+}
+
+static tp_status end_filling(filling *f, tp_tensor **out) {
+    tp_status status = TP_OK;
+    *out = f->tensor;
+    if (!tpi_is_host(f->tensor->storage->device)) {
+        status = fill_storage(f->tensor->storage, f->data,
+                              (size_t)f->tensor->count * tp_dtype_size(f->tensor->dtype));
+        tpi_free(f->data);
+    }
+    return release_unless(status, out);
+}
+
 tp_status tp_tensor_full(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape, double value,
                          tp_tensor **out) {
+    filling f;
     if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_full: out is NULL");
-    TPI_TRY(tpi_tensor_create(device, dtype, rank, shape, out));
-    for (int64_t i = 0; i < (*out)->count; i++) tpi_store_f32((*out)->storage->data, dtype, i, (float)value);
-    return TP_OK;
+    *out = NULL;
+    TPI_TRY(begin_filling(&f, device, dtype, rank, shape));
+    for (int64_t i = 0; i < f.tensor->count; i++) tpi_store_f32(f.data, dtype, i, (float)value);
+    return end_filling(&f, out);
 }
 
 tp_status tp_tensor_zeros(tp_device *device, tp_dtype dtype, int rank, const int64_t *shape,
@@ -220,28 +279,32 @@ tp_status tp_tensor_ones(tp_device *device, tp_dtype dtype, int rank, const int6
 tp_status tp_tensor_uniform(tp_device *device, int rank, const int64_t *shape, double low, double high,
                             uint64_t seed, tp_tensor **out) {
     if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_uniform: out is NULL");
-    TPI_TRY(tpi_tensor_create(device, TP_F32, rank, shape, out));
-    float *data = (*out)->storage->data;
+    filling f;
+    *out = NULL;
+    TPI_TRY(begin_filling(&f, device, TP_F32, rank, shape));
+    float *data = f.data;
     tpi_random random = {seed, 0};
-    for (int64_t i = 0; i < (*out)->count; i++)
+    for (int64_t i = 0; i < f.tensor->count; i++)
         data[i] = (float)(low + (high - low) * (double)tpi_uniform(tpi_random_next(&random)));
-    return TP_OK;
+    return end_filling(&f, out);
 }
 
 /* Box and Muller 1958: two uniform numbers give two normal ones. */
 tp_status tp_tensor_randn(tp_device *device, int rank, const int64_t *shape, uint64_t seed, tp_tensor **out) {
     if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_randn: out is NULL");
-    TPI_TRY(tpi_tensor_create(device, TP_F32, rank, shape, out));
-    float *data = (*out)->storage->data;
+    filling f;
+    *out = NULL;
+    TPI_TRY(begin_filling(&f, device, TP_F32, rank, shape));
+    float *data = f.data;
     tpi_random random = {seed, 0};
-    for (int64_t i = 0; i < (*out)->count; i += 2) {
+    for (int64_t i = 0; i < f.tensor->count; i += 2) {
         double u = 1.0 - (double)tpi_uniform(tpi_random_next(&random)); /* (0, 1] */
         double angle = 2.0 * M_PI * (double)tpi_uniform(tpi_random_next(&random));
         double radius = sqrt(-2.0 * log(u));
         data[i] = (float)(radius * cos(angle));
-        if (i + 1 < (*out)->count) data[i + 1] = (float)(radius * sin(angle));
+        if (i + 1 < f.tensor->count) data[i + 1] = (float)(radius * sin(angle));
     }
-    return TP_OK;
+    return end_filling(&f, out);
 }
 
 tp_tensor *tp_tensor_retain(tp_tensor *tensor) {
@@ -302,6 +365,8 @@ void tpi_storage_lose(tpi_storage *storage, tp_event *event) {
 }
 
 tp_status tpi_tensor_wait(const tp_tensor *tensor) {
+    const tpi_storage *storage = tensor->storage;
+    if (storage->unchecked) return storage->device->calls->wait(storage->device->state, storage->mark);
     if (!atomic_load_explicit(&tensor->storage->busy, memory_order_relaxed)) return TP_OK;
     pthread_mutex_lock(&busy_lock);
     tp_event *event = tpi_event_retain(atomic_load(&tensor->storage->busy));
@@ -312,6 +377,11 @@ tp_status tpi_tensor_wait(const tp_tensor *tensor) {
 }
 
 const void *tp_tensor_data(const tp_tensor *tensor) {
+    const tp_device *device = tensor->storage->device;
+    if (!tpi_is_host(device)) {
+        tpi_fail(TP_EDEVICE, "tp_tensor_data: the tensor is on %s; use tp_tensor_read", device->name);
+        return NULL;
+    }
     if (tpi_tensor_wait(tensor) != TP_OK) return NULL;
     if (!tensor->contiguous) {
         tpi_fail(TP_EINVAL, "tp_tensor_data: the tensor is a strided view; use tp_tensor_read");
@@ -321,9 +391,8 @@ const void *tp_tensor_data(const tp_tensor *tensor) {
 }
 
 /* Calls visit-like conversion along rows of the last dimension; `index` counts rows. */
-static void copy_converted(const tp_tensor *tensor, tp_dtype dtype, void *out) {
+static void copy_converted(const tp_tensor *tensor, const void *data, tp_dtype dtype, void *out) {
     int64_t index[TP_MAX_RANK] = {0}, offset = 0;
-    const void *data = tpi_tensor_pointer(tensor);
     for (int64_t i = 0; i < tensor->count; i++) {
         if (dtype == TP_I32 && tensor->dtype == TP_I32) /* f32 would lose large integers */
             ((int32_t *)out)[i] = ((const int32_t *)data)[offset];
@@ -338,6 +407,30 @@ static void copy_converted(const tp_tensor *tensor, tp_dtype dtype, void *out) {
     }
 }
 
+/* Bytes from the tensor's first element to behind its last. */
+static size_t span_bytes(const tp_tensor *tensor) {
+    int64_t last = 0;
+    if (tensor->count == 0) return 0;
+    for (int d = 0; d < tensor->rank; d++) last += (tensor->shape[d] - 1) * tensor->stride[d];
+    return (size_t)(last + 1) * tp_dtype_size(tensor->dtype);
+}
+
+/* From a device: through a copy of the bytes where they must be converted. */
+static tp_status read_far(const tp_tensor *tensor, tp_dtype dtype, void *out, size_t bytes) {
+    const tpi_storage *storage = tensor->storage;
+    const void *from = tpi_tensor_pointer(tensor);
+    TPI_TRY(tpi_tensor_wait(tensor));
+    if (tensor->contiguous && dtype == tensor->dtype)
+        return tpi_device_read(storage->device, out, from, bytes, storage->mark);
+    const size_t span = span_bytes(tensor);
+    void *copy = tpi_malloc(span);
+    if (!copy) return TP_ENOMEM;
+    tp_status status = tpi_device_read(storage->device, copy, from, span, storage->mark);
+    if (status == TP_OK) copy_converted(tensor, copy, dtype, out);
+    tpi_free(copy);
+    return status;
+}
+
 tp_status tp_tensor_read(const tp_tensor *tensor, tp_dtype dtype, void *out, size_t bytes) {
     if (!tensor || (!out && bytes)) return tpi_fail(TP_EINVAL, "tp_tensor_read: tensor or out is NULL");
     if ((unsigned)dtype >= TP_DTYPE_COUNT)
@@ -346,13 +439,36 @@ tp_status tp_tensor_read(const tp_tensor *tensor, tp_dtype dtype, void *out, siz
     if (bytes != expected)
         return tpi_fail(TP_EINVAL, "tp_tensor_read: expected %zu bytes for %lld elements of %s, got %zu",
                         expected, (long long)tensor->count, tp_dtype_name(dtype), bytes);
+    if (!tpi_is_host(tensor->storage->device)) return read_far(tensor, dtype, out, bytes);
     TPI_TRY(tpi_tensor_wait(tensor));
     if (tensor->contiguous && dtype == tensor->dtype) {
         if (bytes) memcpy(out, tpi_tensor_pointer(tensor), bytes);
     } else {
-        copy_converted(tensor, dtype, out);
+        copy_converted(tensor, tpi_tensor_pointer(tensor), dtype, out);
     }
     return TP_OK;
+}
+
+tp_status tpi_tensor_peek(const tp_tensor *tensor, size_t begin, size_t bytes, void *out) {
+    const tpi_storage *storage = tensor->storage;
+    TPI_TRY(tpi_tensor_wait(tensor));
+    return tpi_device_read(storage->device, out, (const char *)tpi_tensor_pointer(tensor) + begin, bytes,
+                           storage->mark);
+}
+
+tp_status tp_tensor_to_device(tp_tensor *tensor, tp_device *device, tp_tensor **out) {
+    if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_to_device: out is NULL");
+    *out = NULL;
+    if (!tensor || !device) return tpi_fail(TP_EINVAL, "tp_tensor_to_device: tensor or device is NULL");
+    if (tensor->storage->device == device) return *out = tp_tensor_retain(tensor), TP_OK;
+    if (tensor->storage->device->context != device->context)
+        return tpi_fail(TP_EINVAL, "tp_tensor_to_device: the device belongs to another context");
+    filling f;
+    TPI_TRY(begin_filling(&f, device, tensor->dtype, tensor->rank, tensor->shape));
+    tp_status status =
+        tp_tensor_read(tensor, tensor->dtype, f.data, (size_t)tensor->count * tp_dtype_size(tensor->dtype));
+    tp_status filled = end_filling(&f, out);
+    return release_unless(status != TP_OK ? status : filled, out);
 }
 
 tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes) {
@@ -363,7 +479,9 @@ tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes) {
     if (!tensor->contiguous || tensor->storage->foreign)
         return tpi_fail(TP_EINVAL, "tp_tensor_write: the tensor is %s",
                         tensor->contiguous ? "memory of the caller" : "a strided view");
+    tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
-    if (bytes) memcpy(tpi_tensor_pointer(tensor), data, bytes);
+    TPI_TRY(tpi_device_write(storage->device, tpi_tensor_pointer(tensor), data, bytes));
+    if (storage->device->calls) storage->mark = storage->device->calls->mark(storage->device->state);
     return TP_OK;
 }

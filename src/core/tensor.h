@@ -6,20 +6,11 @@
 #ifndef TAPER_CORE_TENSOR_H
 #define TAPER_CORE_TENSOR_H
 
+#include "core/device.h"
 #include "core/event.h"
-#include "core/memory.h"
 #include "taper/tensor.h"
 
 #include <stdatomic.h>
-
-struct tp_device {
-    tp_context *context;
-    tpi_memory *memory; /* where storages come from */
-    const struct tpi_backend *backend;
-    int index; /* GPU number, -1 for the CPU */
-    char name[16];
-    char description[112];
-};
 
 typedef struct tpi_storage tpi_storage;
 
@@ -45,6 +36,8 @@ struct tpi_storage {
     void *user;
     bool foreign, has_first;
     uint64_t version;         /* counts the assignments: a leaf recorded before one is stale */
+    uint64_t mark;            /* where in the device's order its contents are made */
+    bool unchecked;           /* the evaluation that makes it may still fail */
     _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
     _Atomic(tp_event *) lost; /* the queued evaluation that should have made it and failed; owned */
     tp_tensor first;
@@ -89,6 +82,9 @@ void tpi_storage_set_busy(tpi_storage *storage, tp_event *event);
  * message. *count and *bytes may be NULL. */
 tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64_t *shape, int64_t *count,
                           size_t *bytes);
+
+/* `bytes` of the tensor's memory from byte `begin` on, at the host; waits as tp_tensor_read does. */
+tp_status tpi_tensor_peek(const tp_tensor *tensor, size_t begin, size_t bytes, void *out);
 
 /* Row-major strides of a shape. */
 void tpi_row_major(int rank, const int64_t *shape, int64_t *stride);

@@ -26,6 +26,7 @@ struct tp_generator {
     tp_graph *graph;
     tp_kv_cache *cache;             /* NULL before the first prompt */
     tp_tensor *token, *start, *row; /* i32 [1, 1], [1], [1] */
+    float *scores;                  /* the logits of one position, on the host */
 };
 
 /* One generation. */
@@ -50,6 +51,7 @@ static tp_status make_inputs(tp_generator *g) {
     TPI_TRY(tp_tensor_zeros(device, TP_I32, 2, ones, &g->token));
     TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, ones, &g->start));
     TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, ones, &g->row));
+    if (!(g->scores = tpi_calloc((size_t)g->vocab, sizeof *g->scores))) return TP_ENOMEM;
     return tp_graph_create(&g->graph, tp_device_context(device));
 }
 
@@ -90,6 +92,7 @@ void tp_generator_destroy(tp_generator *g) {
     tp_tensor_release(g->start);
     tp_tensor_release(g->row);
     tp_tokenizer_release(g->tokenizer);
+    tpi_free(g->scores);
     tpi_free(g->adapters);
     tpi_free(g);
 }
@@ -210,13 +213,13 @@ static bool give(run *r, int32_t id, const char *text, size_t length) {
 
 /* Chooses tokens until one of the ends; r->end says which. */
 static tp_status generate_tokens(run *r) {
+    const tp_generator *g = r->generator;
     const char *text;
     size_t length;
     int32_t id;
     for (r->end = TP_END_LENGTH; r->tokens < r->options.max_tokens;) {
-        const float *logits = tp_tensor_data(r->logits);
-        if (!logits) return tpi_fail_within(TP_EDEVICE, "generate");
-        TPI_TRY(tpi_sampler_next(&r->sampler, logits, &id));
+        TPI_TRY(tp_tensor_read(r->logits, TP_F32, g->scores, (size_t)g->vocab * sizeof(float)));
+        TPI_TRY(tpi_sampler_next(&r->sampler, g->scores, &id));
         if (ends_text(r, id)) {
             r->end = TP_END_TOKEN;
             return TP_OK;

@@ -32,6 +32,7 @@ tpi_plan *tpi_plan_retain(tpi_plan *plan) {
 
 void tpi_plan_release(tpi_plan *plan) {
     if (!plan || atomic_fetch_sub_explicit(&plan->references, 1, memory_order_acq_rel) != 1) return;
+    if (plan->prepared.release) plan->prepared.release(plan->prepared.data);
     tpi_arena_release(&plan->memory);
     tpi_free(plan);
 }

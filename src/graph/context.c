@@ -102,7 +102,8 @@ static tp_status fill(tp_context *ctx, const tp_context_options *options) {
     TPI_TRY(apply_options(ctx, options));
     TPI_TRY(thread_count(options, &threads));
     TPI_TRY(tpi_threads_create(&ctx->threads, threads));
-    TPI_TRY(tpi_memory_create(&ctx->memory, options->memory_limit));
+    ctx->memory_limit = options->memory_limit;
+    TPI_TRY(tpi_memory_create(&ctx->memory, options->memory_limit, NULL));
     TPI_TRY(tpi_plan_cache_create(&ctx->cache, options->cache_bytes ? options->cache_bytes : CACHE_BYTES));
     TPI_TRY(tpi_queue_create(&ctx->queue));
     char isa[64];
@@ -125,6 +126,7 @@ tp_status tp_context_create(tp_context **out, const tp_context_options *options)
     tp_context *ctx = tpi_calloc(1, sizeof *ctx);
     if (!ctx) return TP_ENOMEM;
     pthread_mutex_init(&ctx->graphs_lock, NULL);
+    pthread_mutex_init(&ctx->gpus_lock, NULL);
     tp_status status = fill(ctx, options ? options : &defaults);
     if (status != TP_OK) {
         tp_context_destroy(ctx);
@@ -139,54 +141,43 @@ void tp_context_destroy(tp_context *ctx) {
     for (int i = 0; i < ctx->idle_count; i++) tp_graph_destroy(ctx->idle_graphs[i]);
     tpi_queue_destroy(ctx->queue);
     tpi_plan_cache_destroy(ctx->cache);
+    tpi_close_devices(ctx);
     tpi_memory_destroy(ctx->memory);
     tpi_threads_destroy(ctx->threads);
+    pthread_mutex_destroy(&ctx->gpus_lock);
     pthread_mutex_destroy(&ctx->graphs_lock);
     tpi_free(ctx);
+}
+
+static void add_stats(void *user, tpi_memory *memory) {
+    tp_context_stats *out = user;
+    const tpi_memory_stats stats = tpi_memory_get_stats(memory);
+    out->memory_now += stats.now;
+    out->memory_peak += stats.peak;
+    out->tensors += stats.blocks;
 }
 
 void tp_context_get_stats(tp_context *ctx, tp_context_stats *out) {
     *out = (tp_context_stats){0};
     tpi_plan_cache_stats(ctx->cache, out);
-    tpi_memory_stats memory = tpi_memory_get_stats(ctx->memory);
-    out->memory_now = memory.now;
-    out->memory_peak = memory.peak;
-    out->tensors = memory.blocks;
+    tpi_each_memory(ctx, add_stats, out);
 }
 
 bool tp_context_detect_nonfinite(tp_context *ctx, bool on) {
     return atomic_exchange(&ctx->detect_nonfinite, on);
 }
 
-void tp_context_trim(tp_context *ctx) {
-    tpi_memory_trim(ctx->memory);
+static void trim(void *user, tpi_memory *memory) {
+    (void)user;
+    tpi_memory_trim(memory);
 }
+
+void tp_context_trim(tp_context *ctx) {
+    tpi_each_memory(ctx, trim, NULL);
+}
+
 int tp_context_threads(const tp_context *ctx) {
     return tpi_threads_count(ctx->threads);
-}
-
-/* ---- devices ---- */
-
-tp_device *tp_device_cpu(tp_context *ctx) {
-    return &ctx->cpu;
-}
-
-tp_device *tp_device_cuda_if_available(tp_context *ctx, int index) {
-    (void)index; /* no GPU backend is built in: the CPU stands in, as documented */
-    return &ctx->cpu;
-}
-
-const char *tp_device_name(const tp_device *device) {
-    return device->name;
-}
-const char *tp_device_description(const tp_device *device) {
-    return device->description;
-}
-bool tp_device_is_cuda(const tp_device *device) {
-    return device->index >= 0;
-}
-tp_context *tp_device_context(const tp_device *device) {
-    return device->context;
 }
 
 /* ---- private graphs of eager calls ---- */

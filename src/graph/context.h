@@ -29,6 +29,8 @@ enum tpi_fusion {
         TPI_FUSION_COUNT
 };
 
+#define TPI_MOST_GPUS 16
+
 struct tp_context {
     tp_log_fn log;
     void *log_user;
@@ -39,7 +41,10 @@ struct tp_context {
     bool null_kernels; /* bench only: steps are bound and skipped, to measure the host's cost alone */
     tpi_threads *threads;
     tpi_memory *memory;
+    uint64_t memory_limit; /* of each device */
     tp_device cpu;
+    pthread_mutex_t gpus_lock;
+    tp_device *gpus[TPI_MOST_GPUS]; /* opened when they are first asked for */
     struct tpi_plan_cache *cache;
     struct tpi_queue *queue;
 
@@ -54,6 +59,14 @@ void tpi_log(tp_context *ctx, tp_log_level level, const char *format, ...)
 static inline bool tpi_verbose(const tp_context *ctx, enum tpi_topic topic) {
     return __builtin_expect((ctx->topics & (unsigned)topic) != 0, 0);
 }
+
+/* ---- devices.c ---- */
+
+/* Closes what was opened, after the queue has ended. */
+void tpi_close_devices(tp_context *ctx);
+
+/* Calls `visit` for the memory of each open device, the CPU's first. */
+void tpi_each_memory(tp_context *ctx, void (*visit)(void *user, tpi_memory *memory), void *user);
 
 /* A graph for one eager call: taken, recorded into, evaluated, given back (which resets it). */
 tp_status tpi_context_graph_take(tp_context *ctx, tp_graph **out);

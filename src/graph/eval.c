@@ -63,10 +63,11 @@ static tp_status check_leaves(const evaluation *e) {
     return TP_OK;
 }
 
-static tp_status check_limit(const tp_context *ctx, const tpi_plan *plan) {
-    uint64_t limit = tpi_memory_limit(ctx->memory);
+static tp_status check_limit(const tpi_plan *plan) {
+    tpi_memory *memory = plan->device->memory;
+    uint64_t limit = tpi_memory_limit(memory);
     if (!limit) return TP_OK;
-    uint64_t now = tpi_memory_get_stats(ctx->memory).now, needed = plan->arena_bytes + plan->buffer_bytes;
+    uint64_t now = tpi_memory_get_stats(memory).now, needed = plan->arena_bytes + plan->buffer_bytes;
     if (now + needed <= limit) return TP_OK;
     return tpi_fail(
         TP_ELIMIT,
@@ -76,6 +77,42 @@ static tp_status check_limit(const tp_context *ctx, const tpi_plan *plan) {
         (double)now / 0x1p30, (double)limit / 0x1p30);
 }
 
+/* Evaluates what the first node that comes from another device is a copy of, and makes it a leaf: a plan has
+ * one device. Pending assignments wait for the evaluation's own plan. */
+static tp_status cross(tp_graph *graph, const tpi_order *order) {
+    size_t i = order->count - 1;
+    while (order->nodes[i]->record.op != TPI_TO_DEVICE) i--;
+    tp_lazy *node = order->nodes[i], *source = tpi_node_input(node, 0);
+    const size_t assigned = graph->assigned_count;
+    tp_tensor *value = NULL, *copy = NULL;
+    graph->assigned_count = 0;
+    tp_status status = tp_graph_eval(graph, &source, 1, &value);
+    graph->assigned_count = assigned;
+    if (status == TP_OK) status = tp_tensor_to_device(value, node->device, &copy);
+    if (status == TP_OK) status = tpi_leaves_reserve(graph, 1);
+    tp_tensor_release(value);
+    if (status == TP_OK)
+        tpi_node_become_leaf(node, copy);
+    else
+        tp_tensor_release(copy);
+    return status;
+}
+
+/* Assignments are made by the plan of the outputs, so they are on its device. */
+static tp_status check_devices(const tp_graph *graph, tp_lazy *const *outputs, int n) {
+    const tp_lazy *first = n > 0 ? outputs[0] : NULL;
+    for (size_t i = 0; i < (size_t)n + graph->assigned_count; i++) {
+        const tp_lazy *node = i < (size_t)n ? outputs[i] : graph->nodes[graph->assigned[i - (size_t)n]];
+        if (!first) first = node;
+        if (node->device != first->device)
+            return tpi_fail(TP_EINVAL,
+                            "eval: node %u is on %s, node %u on %s: outputs and assignments of one "
+                            "evaluation are on one device",
+                            node->id, node->device->name, first->id, first->device->name);
+    }
+    return TP_OK;
+}
+
 static tp_status find_plan(tp_graph *graph, tp_lazy *const *outputs, int n, evaluation *e) {
     if (!graph) return tpi_fail(TP_EINVAL, "eval: graph is NULL");
     if (graph->status != TP_OK) return tpi_fail(graph->status, "%s", graph->message);
@@ -83,8 +120,13 @@ static tp_status find_plan(tp_graph *graph, tp_lazy *const *outputs, int n, eval
     e->graph = graph;
     e->n_wanted = (uint32_t)n;
     TPI_TRY(check_outputs(graph, outputs, n));
+    TPI_TRY(check_devices(graph, outputs, n));
     TPI_TRY(add_parts(graph, &outputs, &n));
     TPI_TRY(tpi_linearise(graph, outputs, n, &e->order));
+    while (e->order.crosses) {
+        TPI_TRY(cross(graph, &e->order));
+        TPI_TRY(tpi_linearise(graph, outputs, n, &e->order));
+    }
     return tpi_plan_find(graph, &e->order, &e->plan);
 }
 
@@ -100,7 +142,7 @@ static tp_status make_result(evaluation *e, uint32_t i) {
 static tp_status make_results(evaluation *e) {
     const tpi_plan *plan = e->plan;
     for (uint32_t b = 0; b < plan->n_buffers; b++)
-        TPI_TRY(tpi_storage_create(&e->graph->context->cpu, plan->buffers[b], &e->fresh[b]));
+        TPI_TRY(tpi_storage_create(plan->device, plan->buffers[b], &e->fresh[b]));
     for (uint32_t i = 0; i < plan->n_results; i++) TPI_TRY(make_result(e, i));
     return TP_OK;
 }
@@ -121,7 +163,7 @@ static tp_status reserve_pointers(evaluation *e) {
 
 static void log_memory(tp_context *ctx, const tpi_plan *plan) {
     if (!tpi_verbose(ctx, TPI_TOPIC_MEMORY)) return;
-    tpi_memory_stats stats = tpi_memory_get_stats(ctx->memory);
+    tpi_memory_stats stats = tpi_memory_get_stats(plan->device->memory);
     tpi_log(ctx, TP_LOG_INFO,
             "memory: arena %.2f MiB, results %.2f MiB; in use %.2f MiB, peak %.2f MiB, kept %.2f MiB",
             (double)plan->arena_bytes / 0x1p20, (double)plan->buffer_bytes / 0x1p20,
@@ -131,7 +173,7 @@ static void log_memory(tp_context *ctx, const tpi_plan *plan) {
 static tp_status prepare(tp_graph *graph, tp_lazy *const *outputs, int n, evaluation *e) {
     TPI_TRY(find_plan(graph, outputs, n, e));
     TPI_TRY(check_leaves(e));
-    TPI_TRY(check_limit(graph->context, e->plan));
+    TPI_TRY(check_limit(e->plan));
     TPI_TRY(reserve_pointers(e));
     TPI_TRY(tpi_leaves_reserve(graph, (size_t)e->plan->n_results + e->plan->n_assigned));
     TPI_TRY(make_results(e));
@@ -147,7 +189,29 @@ static void discard(evaluation *e) {
     for (uint32_t b = 0; e->fresh && b < e->plan->n_buffers; b++) tpi_storage_release(e->fresh[b]);
 }
 
+/* A run on a device may fail after its evaluation returned: what reads its results finds out first. */
+static tp_status check_storage(tpi_storage *storage) {
+    TPI_TRY(tpi_storage_check(storage));
+    if (!storage->unchecked) return TP_OK;
+    TPI_TRY(storage->device->calls->wait(storage->device->state, storage->mark));
+    storage->unchecked = false;
+    return TP_OK;
+}
+
 /* ---- after running ---- */
+
+/* Says where in the device's order results and state are made. */
+static void set_marks(const evaluation *e) {
+    const tpi_plan *plan = e->plan;
+    if (tpi_is_host(plan->device)) return;
+    const uint64_t mark = plan->device->calls->mark(plan->device->state);
+    for (uint32_t b = 0; b < plan->n_buffers; b++) {
+        e->fresh[b]->mark = mark;
+        e->fresh[b]->unchecked = plan->can_fail;
+    }
+    for (uint32_t i = 0; i < plan->n_assigned; i++)
+        leaf_node(e, plan->assigned[i])->value->storage->mark = mark;
+}
 
 /* Hands out results; outputs and assignments become leaves. Nothing here can fail. */
 static void commit(evaluation *e, tp_tensor **results) {
@@ -167,16 +231,20 @@ static void commit(evaluation *e, tp_tensor **results) {
     graph->evaluated_bytes = graph->arena.bytes;
 }
 
+/* Runs behind what was queued before. On a device with its own order the run itself is queued. */
+static tp_status run_in_order(const evaluation *e) {
+    if (tpi_is_host(e->plan->device)) tpi_queue_drain(e->graph->context->queue);
+    for (uint32_t i = 0; i < e->plan->n_leaves; i++) TPI_TRY(check_storage(leaf_node(e, i)->value->storage));
+    TPI_TRY(tpi_run_now(&e->run));
+    set_marks(e);
+    return TP_OK;
+}
+
 tp_status tp_graph_eval(tp_graph *graph, tp_lazy *const *outputs, int n, tp_tensor **results) {
     evaluation e = {0};
     for (int i = 0; results && i < n; i++) results[i] = NULL;
     tp_status status = prepare(graph, outputs, n, &e);
-    if (status == TP_OK) {
-        tpi_queue_drain(graph->context->queue);
-        for (uint32_t i = 0; status == TP_OK && i < e.plan->n_leaves; i++)
-            status = tpi_storage_check(leaf_node(&e, i)->value->storage);
-    }
-    if (status == TP_OK) status = tpi_run_now(&e.run);
+    if (status == TP_OK) status = run_in_order(&e);
     if (status == TP_OK) commit(&e, results);
     discard(&e);
     return status;
@@ -219,8 +287,13 @@ static void discard_job(tpi_job *job) {
 
 static tp_status enqueue(evaluation *e, tp_event **event) {
     tpi_job *job;
+    tp_device *device = e->plan->device;
     TPI_TRY(make_job(e, &job));
     tp_status status = tpi_event_create(&job->event);
+    if (status == TP_OK && !tpi_is_host(device)) {
+        status = run_in_order(e);
+        job->mark = device->calls->mark(device->state);
+    }
     if (status != TP_OK) {
         discard_job(job);
         return status;

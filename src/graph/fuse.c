@@ -58,10 +58,16 @@ static tp_status rewrite(tpi_ir *ir, tpi_inst *inst, tpi_op op, const uint32_t *
 
 /* ---- the patterns: x·A·B·s, x·W + lora, x·W + bias, activation(x·W), silu(g)·u, rms_norm(a + b) ---- */
 
+/* A product in its left operand's dtype: what it is fused into knows no other. */
+static tpi_inst *sole_matmul(tpi_ir *ir, uint32_t value) {
+    tpi_inst *inst = sole_producer(ir, value, TPI_MATMUL);
+    return inst && !inst->attr ? inst : NULL;
+}
+
 static tp_status fuse_lora(tpi_ir *ir, uint32_t i) {
     tpi_inst *scale = inst_at(ir, i), *up, *down;
-    if (!(up = sole_producer(ir, scale->in[0], TPI_MATMUL)) || !is_matrix(ir, up->in[1])) return TP_OK;
-    if (!(down = sole_producer(ir, up->in[0], TPI_MATMUL)) || !is_matrix(ir, down->in[1])) return TP_OK;
+    if (!(up = sole_matmul(ir, scale->in[0])) || !is_matrix(ir, up->in[1])) return TP_OK;
+    if (!(down = sole_matmul(ir, up->in[0])) || !is_matrix(ir, down->in[1])) return TP_OK;
     const uint32_t in[] = {down->in[0], down->in[1], up->in[1]};
     TPI_TRY(rewrite(ir, scale, TPI_LORA, in, 3, scale->attr));
     kill(ir, up);
@@ -75,7 +81,7 @@ static bool has_activation(const tpi_inst *inst) {
 
 /* x·w or x·w + bias with a matrix w, used once. */
 static tpi_inst *sole_linear(tpi_ir *ir, uint32_t value) {
-    tpi_inst *inst = sole_producer(ir, value, TPI_MATMUL);
+    tpi_inst *inst = sole_matmul(ir, value);
     if (!inst) inst = sole_producer(ir, value, TPI_LINEAR);
     return inst && is_matrix(ir, inst->in[1]) && !has_activation(inst) ? inst : NULL;
 }
@@ -108,7 +114,7 @@ static tp_status new_linear_attr(tpi_ir *ir, int64_t activation, const tpi_attr_
 static tp_status fuse_bias(tpi_ir *ir, uint32_t i) {
     tpi_inst *add = inst_at(ir, i);
     for (int swap = 0; swap < 2; swap++) {
-        tpi_inst *base = sole_producer(ir, add->in[swap], TPI_MATMUL);
+        tpi_inst *base = sole_matmul(ir, add->in[swap]);
         const tpi_operand *bias = operand(ir, add->in[1 - swap]);
         if (!base || !is_matrix(ir, base->in[1]) || bias->rank != 1) continue;
         if (bias->shape[0] != operand(ir, base->in[1])->shape[1]) continue;

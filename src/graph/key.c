@@ -32,7 +32,7 @@ static size_t header_words(const tp_graph *graph, const tpi_order *order) {
 
 tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_order *order) {
     TPI_TRY(reserve_scratch(graph));
-    *order = (tpi_order){graph->order, 0, outputs, n, 0};
+    *order = (tpi_order){graph->order, 0, outputs, n, 0, false};
     uint8_t *marks = graph->marks;
     size_t pending = 0;
     uint32_t top = 0;
@@ -57,6 +57,7 @@ tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_ord
             pending += !*mark;
             *mark = 1;
         }
+        order->crosses |= node->record.op == TPI_TO_DEVICE;
         hash = tpi_hash_mix(hash, node->hash + (previous - id));
         previous = id;
         order->nodes[order->count++] = node;

@@ -2,6 +2,7 @@
  * finite < infinity < NaN; so the largest of them tells all about an array. */
 #include "graph/nonfinite.h"
 
+#include "core/alloc.h"
 #include "core/convert.h"
 
 #include <math.h>
@@ -91,6 +92,24 @@ static float find(const tpi_operand *o, const void *data, content tolerated, int
     return tpi_load_f32(data, dtype, offset);
 }
 
+/* Operand k where the host can read it: in place, or of another device a copy, which the caller frees. */
+static tp_status operand_data(const tpi_run *run, uint32_t number, int k, const void **data, void **copy) {
+    const tpi_step *step = &run->plan->steps[number];
+    const tpi_operand *o = &step->operands[k];
+    tp_device *device = run->plan->device;
+    int64_t last = 0;
+    *copy = NULL;
+    *data = run->slots[step->slots[k]];
+    if (tpi_is_host(device) || !*data || o->count == 0) return TP_OK;
+    for (int d = 0; d < o->rank; d++) last += (o->shape[d] - 1) * o->stride[d];
+    const size_t bytes = (size_t)(last + 1) * tp_dtype_size((tp_dtype)o->dtype);
+    if (!(*copy = tpi_malloc(bytes))) return TP_ENOMEM;
+    tp_status status = tpi_device_read(device, *copy, *data, bytes, device->calls->mark(device->state));
+    if (status != TP_OK) tpi_free(*copy);
+    *data = *copy;
+    return status;
+}
+
 /* ---- saying ---- */
 
 #define NAME_TEXT 160
@@ -113,7 +132,11 @@ static tp_status fail(const tpi_run *run, uint32_t number, int k, content tolera
     const bool input = k < step->n_in;
     char name[NAME_TEXT], place[TPI_SHAPE_TEXT], shape[TPI_SHAPE_TEXT], which[32] = "";
     int64_t index[TP_MAX_RANK] = {0};
-    const float value = find(o, run->slots[step->slots[k]], tolerated, index);
+    void *copy;
+    const void *data;
+    TPI_TRY(operand_data(run, number, k, &data, &copy));
+    const float value = find(o, data, tolerated, index);
+    tpi_free(copy);
     if (input || step->n_out > 1)
         snprintf(which, sizeof which, "%s %d, ", input ? "input" : "output", input ? k : k - step->n_in);
     return tpi_fail(TP_ENONFINITE, "%s (kernel %s, plan step %u of %u): element %s of %s%s %s is %s; %s",
@@ -135,16 +158,21 @@ static bool is_mask(const tpi_step *step, int k) {
     return (forward && k >= 3) || (backward && (k == 4 || k >= 6));
 }
 
-static content look(const tpi_run *run, uint32_t number, int k) {
-    const tpi_step *step = &run->plan->steps[number];
-    return scan(&step->operands[k], run->slots[step->slots[k]]);
+static tp_status look(const tpi_run *run, uint32_t number, int k, content *out) {
+    const void *data;
+    void *copy;
+    TPI_TRY(operand_data(run, number, k, &data, &copy));
+    *out = scan(&run->plan->steps[number].operands[k], data);
+    tpi_free(copy);
+    return TP_OK;
 }
 
 tp_status tpi_nonfinite_inputs(const tpi_run *run, uint32_t number, bool *may_be_infinite) {
     const tpi_step *step = &run->plan->steps[number];
     bool reads = false, infinite = false;
     for (int k = 0; k < step->n_in; k++) {
-        content found = look(run, number, k);
+        content found;
+        TPI_TRY(look(run, number, k, &found));
         if (found > INFINITE) return fail(run, number, k, INFINITE, "it came in with a leaf of the graph");
         infinite = infinite || (found == INFINITE && !is_mask(step, k));
         reads = reads || step->operands[k].count > 0;
@@ -156,8 +184,9 @@ tp_status tpi_nonfinite_inputs(const tpi_run *run, uint32_t number, bool *may_be
 tp_status tpi_nonfinite_outputs(const tpi_run *run, uint32_t number, bool may_be_infinite) {
     const tpi_step *step = &run->plan->steps[number];
     for (int k = step->n_in; k < step->n_in + step->n_out; k++) {
-        content tolerated = may_be_infinite || is_mask(step, k) ? INFINITE : FINITE;
-        if (look(run, number, k) > tolerated)
+        content found, tolerated = may_be_infinite || is_mask(step, k) ? INFINITE : FINITE;
+        TPI_TRY(look(run, number, k, &found));
+        if (found > tolerated)
             return fail(run, number, k, tolerated,
                         may_be_infinite ? "its inputs hold no NaN" : "its inputs are finite");
     }

@@ -108,6 +108,7 @@ static bool may_write_state(const tpi_ir *ir, const tpi_assignment *a, uint32_t 
         return false;
     if (assigned_elsewhere(ir, a->leaf)) return false;
     uint32_t i = root->producer;
+    if (ir->backend->guards && !ir->backend->guards((tpi_op)ir->insts[i].op)) return false;
     if (i < last_failing || leaf->last_use > i) return false;
     return may_replace(ir, &ir->insts[i], value->root, leaf);
 }

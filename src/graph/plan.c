@@ -41,6 +41,7 @@ static tp_status emit_step(emission *e, const tpi_inst *inst) {
     for (int k = 0; k < inst->n_out; k++) slots[inst->n_in + (uint32_t)k] = value_slot(e, inst->out[k]);
     slots[n] = inst->scratch ? new_slot(e->plan, TPI_PLACE_ARENA, 0, inst->scratch_at) : 0;
     step->slots = slots;
+    e->plan->can_fail |= (tpi_ops[inst->op].flags & TPI_FLAG_CAN_FAIL) != 0;
     return TP_OK;
 }
 
@@ -121,8 +122,9 @@ tp_status tpi_plan_build(tp_graph *graph, const tpi_order *order, tpi_plan **out
     *out = NULL;
     if (!plan) return TP_ENOMEM;
     atomic_init(&plan->references, 1);
+    plan->device = tpi_order_device(graph, order);
     tpi_ir ir = {.context = graph->context,
-                 .backend = graph->context->cpu.backend,
+                 .backend = plan->device->backend,
                  .arena = &scratch,
                  .lasting = &plan->memory};
     tp_status status = run_passes(graph, order, &ir, plan);

@@ -53,6 +53,9 @@ typedef struct tpi_plan {
     uint32_t n_results, n_assigned;
     uint32_t *assigned;                 /* assignment -> leaf number of its state */
     uint64_t arena_bytes, buffer_bytes; /* as blocks of the device's memory: the peak is their sum */
+    tp_device *device;                  /* of all steps; borrowed from the context */
+    bool can_fail;                      /* a step may find that data is wrong */
+    tpi_prepared prepared;              /* what the backend keeps with the plan */
 
     struct tpi_plan *newer, *older, *next; /* the cache's lists */
     uint64_t cached_bytes;
@@ -65,7 +68,13 @@ typedef struct tpi_order {
     tp_lazy *const *outputs;
     int n_outputs;
     uint64_t hash;
+    bool crosses; /* a node is copied from another device */
 } tpi_order;
+
+/* The device of all nodes but those that are copied from another. */
+static inline tp_device *tpi_order_device(const tp_graph *graph, const tpi_order *order) {
+    return order->count ? order->nodes[0]->device : &graph->context->cpu;
+}
 
 /* Collects what evaluating `outputs`, which are nodes of the graph, and its pending assignments needs. */
 tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_order *order);

@@ -155,7 +155,7 @@ tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *c
     if (!graph || graph->status != TP_OK) return NULL;
     if (!device) return tpi_graph_fail(graph, TP_EINVAL, "%s: device is NULL", desc->name);
     tpi_infer call;
-    call.op = op, call.n_in = n_in, call.attr = attr;
+    call.op = op, call.n_in = n_in, call.attr = attr_bytes ? attr : NULL;
     tp_status status = check_operands(graph, desc, inputs, n_in);
     if (status == TP_OK) status = infer(&call, inputs);
     if (status != TP_OK) return fail_operation(graph, op, status);

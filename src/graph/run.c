@@ -2,6 +2,7 @@
 #include "graph/run.h"
 #include "graph/nonfinite.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -17,8 +18,20 @@ static void bind(const tpi_plan *plan, char *arena, void *const *bases, void **s
     }
 }
 
+static tpi_launch new_launch(const tpi_run *run) {
+    return (tpi_launch){NULL, run->slots, run->context->threads, run->plan->device->state};
+}
+
+/* Steps `first` ... first + n - 1 on a device that queues them. */
+static tp_status queue_steps(const tpi_run *run, uint32_t first, uint32_t n, tpi_prepared *prepared) {
+    const tpi_plan *plan = run->plan;
+    const tpi_bound bound = {plan->steps + first,   n,       plan->n_slots, plan->can_fail, run->slots,
+                             run->context->threads, prepared};
+    return plan->device->backend->run(plan->device->state, &bound);
+}
+
 static tp_status run_steps(const tpi_run *run) {
-    tpi_launch launch = {NULL, run->slots, run->context->threads};
+    tpi_launch launch = new_launch(run);
     const tpi_step *steps = run->plan->steps;
     for (uint32_t i = 0; i < run->plan->n_steps; i++) {
         launch.step = &steps[i];
@@ -28,10 +41,19 @@ static tp_status run_steps(const tpi_run *run) {
     return TP_OK;
 }
 
+/* One step, which has ended when this returns, on any device. */
+static tp_status run_to_end(const tpi_run *run, const tpi_launch *launch) {
+    tp_device *device = run->plan->device;
+    tpi_prepared nothing = {NULL, NULL};
+    if (!device->backend->run) return launch->step->kernel->run(launch);
+    TPI_TRY(queue_steps(run, (uint32_t)(launch->step - run->plan->steps), 1, &nothing));
+    return device->calls->wait(device->state, device->calls->mark(device->state));
+}
+
 static tp_status run_timed(const tpi_run *run, const tpi_launch *launch, uint32_t i) {
     struct timespec t0, t1;
     clock_gettime(CLOCK_MONOTONIC, &t0);
-    TPI_TRY(launch->step->kernel->run(launch));
+    TPI_TRY(run_to_end(run, launch));
     clock_gettime(CLOCK_MONOTONIC, &t1);
     double us = 1e6 * (double)(t1.tv_sec - t0.tv_sec) + 1e-3 * (double)(t1.tv_nsec - t0.tv_nsec);
     const tpi_operand *out = tpi_out_operand(launch->step, 0);
@@ -43,7 +65,7 @@ static tp_status run_timed(const tpi_run *run, const tpi_launch *launch, uint32_
 }
 
 static tp_status run_steps_timed(const tpi_run *run) {
-    tpi_launch launch = {NULL, run->slots, run->context->threads};
+    tpi_launch launch = new_launch(run);
     for (uint32_t i = 0; i < run->plan->n_steps; i++) {
         launch.step = &run->plan->steps[i];
         TPI_TRY(run_timed(run, &launch, i));
@@ -54,13 +76,13 @@ static tp_status run_steps_timed(const tpi_run *run) {
 /* ---- looking for what is not finite ---- */
 
 static tp_status run_steps_checked(const tpi_run *run) {
-    tpi_launch launch = {NULL, run->slots, run->context->threads};
+    tpi_launch launch = new_launch(run);
     const bool timed = tpi_verbose(run->context, TPI_TOPIC_KERNEL);
     for (uint32_t i = 0; i < run->plan->n_steps; i++) {
         bool may_be_infinite;
         launch.step = &run->plan->steps[i];
         TPI_TRY(tpi_nonfinite_inputs(run, i, &may_be_infinite));
-        TPI_TRY(timed ? run_timed(run, &launch, i) : launch.step->kernel->run(&launch));
+        TPI_TRY(timed ? run_timed(run, &launch, i) : run_to_end(run, &launch));
         TPI_TRY(tpi_nonfinite_outputs(run, i, may_be_infinite));
     }
     return TP_OK;
@@ -68,9 +90,11 @@ static tp_status run_steps_checked(const tpi_run *run) {
 
 typedef enum direction { COUNT_ONLY, TO_COPY, FROM_COPY } direction;
 
-/* Copies the state that steps write over, which is what their outputs on leaves are, to `copy` or back.
- * Returns its bytes. */
-static size_t copy_state(const tpi_run *run, char *copy, direction way) {
+/* Copies the state that steps write over, which is what their outputs on leaves are, to `copy` on the host or
+ * back. *bytes is its size. */
+static tp_status copy_state(const tpi_run *run, char *copy, direction way, size_t *total) {
+    tp_device *device = run->plan->device;
+    const uint64_t mark = tpi_is_host(device) ? 0 : device->calls->mark(device->state);
     size_t at = 0;
     for (uint32_t i = 0; i < run->plan->n_steps; i++) {
         const tpi_step *step = &run->plan->steps[i];
@@ -79,23 +103,33 @@ static size_t copy_state(const tpi_run *run, char *copy, direction way) {
             const uint32_t slot = step->slots[step->n_in + k];
             const size_t bytes = (size_t)out->count * tp_dtype_size((tp_dtype)out->dtype);
             if (run->plan->slots[slot].place != TPI_PLACE_LEAF || bytes == 0) continue;
-            if (way == TO_COPY) memcpy(copy + at, run->slots[slot], bytes);
-            if (way == FROM_COPY) memcpy(run->slots[slot], copy + at, bytes);
+            if (way == TO_COPY) TPI_TRY(tpi_device_read(device, copy + at, run->slots[slot], bytes, mark));
+            if (way == FROM_COPY) TPI_TRY(tpi_device_write(device, run->slots[slot], copy + at, bytes));
             at += bytes;
         }
     }
-    return at;
+    *total = at;
+    return TP_OK;
+}
+
+/* Keeps the message of what failed. */
+static void put_back(const tpi_run *run, char *copy) {
+    char message[512];
+    size_t bytes;
+    snprintf(message, sizeof message, "%s", tp_error_message());
+    copy_state(run, copy, FROM_COPY, &bytes);
+    tpi_fail(TP_ENONFINITE, "%s", message);
 }
 
 /* A check may fail behind the first step that wrote state: then the state is put back. */
 static tp_status run_checked(const tpi_run *run) {
     tpi_memory *memory = run->context->memory;
-    const size_t bytes = copy_state(run, NULL, COUNT_ONLY);
+    size_t bytes;
     void *copy = NULL;
+    TPI_TRY(copy_state(run, NULL, COUNT_ONLY, &bytes));
     if (bytes) TPI_TRY(tpi_memory_take(memory, bytes, &copy));
-    copy_state(run, copy, TO_COPY);
-    tp_status status = run_steps_checked(run);
-    if (status != TP_OK) copy_state(run, copy, FROM_COPY);
+    tp_status status = copy_state(run, copy, TO_COPY, &bytes);
+    if (status == TP_OK && (status = run_steps_checked(run)) != TP_OK) put_back(run, copy);
     if (bytes) tpi_memory_give(memory, copy, bytes);
     return status;
 }
@@ -103,8 +137,9 @@ static tp_status run_checked(const tpi_run *run) {
 tp_status tpi_run_now(const tpi_run *run) {
     const tpi_plan *plan = run->plan;
     tp_context *ctx = run->context;
+    tpi_memory *memory = plan->device->memory;
     void *arena = NULL;
-    if (plan->arena_bytes) TPI_TRY(tpi_memory_take(ctx->memory, plan->arena_bytes, &arena));
+    if (plan->arena_bytes) TPI_TRY(tpi_memory_take(memory, plan->arena_bytes, &arena));
     bind(plan, arena, run->bases, run->slots);
     tp_status status = TP_OK;
     if (atomic_load_explicit(&ctx->detect_nonfinite, memory_order_relaxed) && !ctx->null_kernels)
@@ -112,7 +147,8 @@ tp_status tpi_run_now(const tpi_run *run) {
     else if (tpi_verbose(ctx, TPI_TOPIC_KERNEL))
         status = run_steps_timed(run);
     else if (!ctx->null_kernels)
-        status = run_steps(run);
-    if (plan->arena_bytes) tpi_memory_give(ctx->memory, arena, plan->arena_bytes);
+        status = plan->device->backend->run ? queue_steps(run, 0, plan->n_steps, &run->plan->prepared)
+                                            : run_steps(run);
+    if (plan->arena_bytes) tpi_memory_give(memory, arena, plan->arena_bytes);
     return status;
 }

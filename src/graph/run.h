@@ -13,7 +13,8 @@ typedef struct tpi_run {
     void **slots;
 } tpi_run;
 
-/* Takes the arena, binds the slots, runs the steps, gives the arena back. */
+/* Takes the arena, binds the slots, runs the steps, gives the arena back. On a device with its own order the
+ * steps are queued when it returns. */
 tp_status tpi_run_now(const tpi_run *run);
 
 /* ---- queue.c ---- */
@@ -24,6 +25,7 @@ typedef struct tpi_queue tpi_queue;
 typedef struct tpi_job {
     tpi_run run;
     tp_event *event;
+    uint64_t mark; /* on a device with its own order: what the job waits for; its run is queued already */
     tpi_storage **storages; /* owned references: the leaves', then the result buffers' */
     size_t n_storages;
     struct tpi_job *next;

@@ -14,8 +14,8 @@ static tp_status fill_cache(tp_kv_cache *cache) {
     cache->values = tpi_calloc((size_t)layers, sizeof *cache->values);
     if (!cache->keys || !cache->values) return TP_ENOMEM;
     for (int64_t l = 0; l < layers; l++) {
-        TPI_TRY(tp_tensor_zeros(model->device, TP_F32, 4, shape, &cache->keys[l]));
-        TPI_TRY(tp_tensor_zeros(model->device, TP_F32, 4, shape, &cache->values[l]));
+        TPI_TRY(tp_tensor_zeros(model->device, model->activations, 4, shape, &cache->keys[l]));
+        TPI_TRY(tp_tensor_zeros(model->device, model->activations, 4, shape, &cache->values[l]));
     }
     return TP_OK;
 }

@@ -126,7 +126,7 @@ static tp_lazy *make_positions(const pass *p) {
 static tp_lazy *embed(const pass *p) {
     tp_tensor *table = tpi_model_outer_weight(p->model, TPI_SLOT_EMBEDDING);
     tp_lazy *x = tp_lazy_gather(tp_lazy_from_tensor(p->graph, table), p->forward->tokens);
-    return tp_tensor_dtype(table) == TP_F32 ? x : tp_lazy_cast(x, TP_F32);
+    return tp_lazy_cast(x, p->model->activations);
 }
 
 /* The chosen rows of x [B, T, H]: [N, H]. */
@@ -192,7 +192,7 @@ static tp_tensor *plain_head(const pass *p) {
     int head = tpi_model_head_index(p->model);
     tp_tensor *bias, *w = tpi_model_linear_weight(p->model, head, &bias);
     int count = tpi_adapter_updates(p->forward->adapters, p->forward->adapter_count, head, updates);
-    return bias || count > 0 || p->model->trainable ? NULL : w;
+    return bias || count > 0 || p->model->options.trainable ? NULL : w;
 }
 
 tp_lazy *tp_model_loss_lazy(const tp_model *model, const tp_forward *forward, tp_lazy *labels,

@@ -85,12 +85,19 @@ static tp_status fill_weights(tp_model *model, const uint64_t *seed) {
     if (!tensors) return TP_ENOMEM;
     tp_status status =
         seed ? tpi_weights_random(model->device, &model->config, *seed, model->weights, (int)count, tensors)
-             : tpi_weights_load(model->device, model->directory, &model->config, model->trainable,
+             : tpi_weights_load(model->device, model->directory, &model->config, &model->options,
                                 model->weights, (int)count, tensors);
     for (size_t i = 0; i < count; i++)
         model->parameters[i] = (tp_parameter){model->weights[i].name, tensors[i]};
     tpi_free(tensors);
     return status;
+}
+
+/* On the CPU f32: its kernels read other dtypes and compute in f32 anyway. On a GPU that of the matrices,
+ * which are then multiplied as they are. */
+static tp_dtype activations_of(const tp_model *model) {
+    if (!tp_device_is_cuda(model->device)) return TP_F32;
+    return tp_tensor_dtype(tpi_model_outer_weight(model, TPI_SLOT_EMBEDDING));
 }
 
 static tp_status fill_model(tp_model *model, const char *directory, const uint64_t *seed) {
@@ -106,11 +113,12 @@ static tp_status fill_model(tp_model *model, const char *directory, const uint64
     TPI_TRY(make_frequencies(model));
     TPI_TRY(fill_weights(model, seed));
     fill_slots(model);
+    model->activations = activations_of(model);
     return TP_OK;
 }
 
-static tp_status make_model(tp_model **out, tp_device *device, const char *directory, bool trainable,
-                            const uint64_t *seed) {
+static tp_status make_model(tp_model **out, tp_device *device, const char *directory,
+                            const tp_model_options *options, const uint64_t *seed) {
     if (!out) return tpi_fail(TP_EINVAL, "model: expected a place for the result, got NULL");
     *out = NULL;
     if (!device || !directory)
@@ -118,7 +126,7 @@ static tp_status make_model(tp_model **out, tp_device *device, const char *direc
     tp_model *model = tpi_calloc(1, sizeof *model);
     if (!model) return TP_ENOMEM;
     model->device = device;
-    model->trainable = trainable;
+    model->options = *options;
     tp_status status = fill_model(model, directory, seed);
     if (status == TP_OK)
         *out = model;
@@ -134,11 +142,15 @@ tp_status tp_model_load(tp_model **out, tp_device *device, const char *directory
     if (out) *out = NULL;
     if (o->size != sizeof *o)
         return tpi_fail(TP_EINVAL, "model: options.size is %zu, expected %zu", o->size, sizeof *o);
-    return make_model(out, device, directory, o->trainable, NULL);
+    if ((unsigned)o->dtype > TP_BASE_F16)
+        return tpi_fail(TP_EINVAL, "model: options.dtype %d does not exist", (int)o->dtype);
+    return make_model(out, device, directory, o, NULL);
 }
 
 tp_status tp_model_create_random(tp_model **out, tp_device *device, const char *directory, uint64_t seed) {
-    return make_model(out, device, directory, true, &seed);
+    tp_model_options options = TP_MODEL_OPTIONS_INIT;
+    options.trainable = true;
+    return make_model(out, device, directory, &options, &seed);
 }
 
 void tp_model_destroy(tp_model *model) {
@@ -187,7 +199,7 @@ void tp_model_get_info(const tp_model *model, tp_model_info *info) {
         .vocab_size = c->vocab_size,
         .max_positions = c->max_positions,
         .tied = c->tied,
-        .trainable = model->trainable,
+        .trainable = model->options.trainable,
         .parameters = tp_model_parameter_count(model),
         .bytes = weight_bytes(model),
     };

@@ -26,7 +26,8 @@ struct tp_model {
     tp_device *device;
     char *directory; /* owned */
     tpi_model_config config;
-    bool trainable;
+    tp_model_options options;
+    tp_dtype activations; /* of the forward pass */
     int weight_count, linear_count;
     tpi_weight *weights;      /* owned */
     tp_parameter *parameters; /* owned; names borrowed from `weights`, tensors owned */

@@ -63,26 +63,26 @@ tp_status tpi_st_to_tensor(tp_device *device, tpi_safetensors *st, const tpi_st_
 }
 
 /* Elements through memcpy: the file need not align them. */
-static void widen(const tpi_st_tensor *source, tp_dtype dtype, float *values) {
-    size_t size = tp_dtype_size(dtype), count = source->bytes / size;
+static void convert(const tpi_st_tensor *source, tp_dtype from, tp_dtype to, void *values) {
+    size_t size = tp_dtype_size(from), count = source->bytes / size;
     for (size_t i = 0; i < count; i++) {
         uint32_t element = 0;
         memcpy(&element, (const char *)source->data + i * size, size);
-        values[i] = tpi_load_f32(&element, dtype, 0);
+        tpi_store_f32(values, to, (int64_t)i, tpi_load_f32(&element, from, 0));
     }
 }
 
-tp_status tpi_st_to_f32(tp_device *device, const tpi_st_tensor *source, tp_tensor **out) {
-    tp_dtype dtype;
+tp_status tpi_st_converted(tp_device *device, const tpi_st_tensor *source, tp_dtype dtype, tp_tensor **out) {
+    tp_dtype stored;
     *out = NULL;
-    if (!dtype_of(source->dtype, &dtype)) return tpi_fail(TP_EINTERNAL, "%s: not checked", source->name);
-    if (dtype == TP_F32)
-        return tp_tensor_from_data(device, TP_F32, source->rank, source->shape, source->data, out);
-    size_t count = source->bytes / tp_dtype_size(dtype), bytes;
-    float *values = tpi_mul_size(count, sizeof(float), &bytes) ? tpi_malloc(bytes) : NULL;
+    if (!dtype_of(source->dtype, &stored)) return tpi_fail(TP_EINTERNAL, "%s: not checked", source->name);
+    if (stored == dtype)
+        return tp_tensor_from_data(device, dtype, source->rank, source->shape, source->data, out);
+    size_t count = source->bytes / tp_dtype_size(stored), bytes;
+    void *values = tpi_mul_size(count, tp_dtype_size(dtype), &bytes) ? tpi_malloc(bytes) : NULL;
     if (!values) return TP_ENOMEM;
-    widen(source, dtype, values);
-    tp_status status = tp_tensor_from_data(device, TP_F32, source->rank, source->shape, values, out);
+    convert(source, stored, dtype, values);
+    tp_status status = tp_tensor_from_data(device, dtype, source->rank, source->shape, values, out);
     tpi_free(values);
     return status;
 }

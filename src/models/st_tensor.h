@@ -14,8 +14,8 @@ tp_status tpi_st_check(const tpi_st_tensor *source, int rank, const int64_t *sha
 tp_status tpi_st_to_tensor(tp_device *device, tpi_safetensors *st, const tpi_st_tensor *source,
                            tp_tensor **out);
 
-/* An f32 copy of a checked array. */
-tp_status tpi_st_to_f32(tp_device *device, const tpi_st_tensor *source, tp_tensor **out);
+/* A copy of a checked array, converted to `dtype`. */
+tp_status tpi_st_converted(tp_device *device, const tpi_st_tensor *source, tp_dtype dtype, tp_tensor **out);
 
 /* The seed of stream `stream` of a seed. */
 uint64_t tpi_seed_of(uint64_t seed, uint64_t stream);

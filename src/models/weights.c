@@ -132,26 +132,46 @@ static tp_status check_unknown(const tpi_safetensors *st, const char *where, con
 
 /* ---- loading ---- */
 
-static tp_status load_all(tp_device *device, tpi_safetensors *st, bool trainable, tpi_weight *weights,
-                          int count, tp_tensor **tensors) {
+/* What a weight is held in. */
+static tp_dtype held_dtype(const tp_device *device, const tp_model_options *options, const tpi_weight *w) {
+    if (options->trainable || w->rank == 1) return TP_F32;
+    switch (options->dtype) {
+    case TP_BASE_F32:
+        return TP_F32;
+    case TP_BASE_BF16:
+        return TP_BF16;
+    case TP_BASE_F16:
+        return TP_F16;
+    case TP_BASE_AUTO:
+        return tp_device_is_cuda(device) && w->stored == TP_F32 ? TP_BF16 : w->stored;
+    case TP_BASE_STORED:
+        break;
+    }
+    return w->stored;
+}
+
+static tp_status load_all(tp_device *device, tpi_safetensors *st, const tp_model_options *options,
+                          tpi_weight *weights, int count, tp_tensor **tensors) {
     for (int i = 0; i < count; i++) {
         tpi_weight *w = &weights[i];
         const tpi_st_tensor *source = tpi_safetensors_find(st, w->name);
         TPI_TRY(tpi_st_check(source, w->rank, w->shape, &w->stored));
-        bool widen = trainable || w->rank == 1;
-        TPI_TRY(widen ? tpi_st_to_f32(device, source, &tensors[i])
-                      : tpi_st_to_tensor(device, st, source, &tensors[i]));
+        const tp_dtype dtype = held_dtype(device, options, w);
+        const bool copied = options->trainable || w->rank == 1 || dtype != w->stored;
+        TPI_TRY(copied ? tpi_st_converted(device, source, dtype, &tensors[i])
+                       : tpi_st_to_tensor(device, st, source, &tensors[i]));
     }
     return TP_OK;
 }
 
 tp_status tpi_weights_load(tp_device *device, const char *directory, const tpi_model_config *config,
-                           bool trainable, tpi_weight *weights, int count, tp_tensor **tensors) {
+                           const tp_model_options *options, tpi_weight *weights, int count,
+                           tp_tensor **tensors) {
     tpi_safetensors *st;
     TPI_TRY(tpi_safetensors_open(directory, &st));
     tp_status status = check_missing(st, directory, weights, count);
     if (status == TP_OK) status = check_unknown(st, directory, config, weights, count);
-    if (status == TP_OK) status = load_all(device, st, trainable, weights, count, tensors);
+    if (status == TP_OK) status = load_all(device, st, options, weights, count, tensors);
     tpi_safetensors_release(st);
     return status;
 }

@@ -62,12 +62,13 @@ typedef struct tpi_weight {
 tp_status tpi_weight_list(const tpi_model_config *config, tpi_weight **out, int *count);
 void tpi_weight_list_free(tpi_weight *weights, int count);
 
-/* Fills tensors[i] (owned by the caller, all NULL before) with the weights of a directory. Matrices keep
- * their dtype and lie in the mapped file; vectors become f32. `trainable`: all become f32 copies. Checks the
- * files against the list: a tensor that is missing, unknown, or of another shape is TP_EFORMAT with its name.
- */
+/* Fills tensors[i] (owned by the caller, all NULL before) with the weights of a directory. Matrices are
+ * held as the options say; those that keep their dtype lie in the mapped file. Vectors become f32, and so do
+ * all where the model is trainable. Checks the files against the list: a tensor that is missing, unknown, or
+ * of another shape is TP_EFORMAT with its name. */
 tp_status tpi_weights_load(tp_device *device, const char *directory, const tpi_model_config *config,
-                           bool trainable, tpi_weight *weights, int count, tp_tensor **tensors);
+                           const tp_model_options *options, tpi_weight *weights, int count,
+                           tp_tensor **tensors);
 
 /* Fills tensors[i] with random values: normal with the configuration's deviation, norms 1, biases 0. */
 tp_status tpi_weights_random(tp_device *device, const tpi_model_config *config, uint64_t seed,

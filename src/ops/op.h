@@ -57,7 +57,7 @@ typedef struct tpi_attr_fill {
     int32_t rank, dtype;
     double value;
 } tpi_attr_fill;
-typedef struct tpi_attr_cast {
+typedef struct tpi_attr_cast { /* cast; matmul in another dtype than that of a */
     int64_t dtype;
 } tpi_attr_cast;
 typedef struct tpi_attr_linear { /* activation: 0 or the tpi_op of a unary pointwise operation (planner) */

@@ -57,6 +57,11 @@ tp_status tpi_infer_broadcast(tpi_infer *call) {
     return tpi_expect_broadcast(x, "x", out);
 }
 
+tp_status tpi_infer_to_device(tpi_infer *call) {
+    call->out[0] = call->in[0];
+    return TP_OK;
+}
+
 /* ---- inference: copies ---- */
 
 tp_status tpi_infer_pad(tpi_infer *call) {
@@ -239,4 +244,13 @@ tp_lazy *tp_lazy_scatter_add(tp_lazy *base, tp_lazy *ids, tp_lazy *values) {
 
 tp_lazy *tp_lazy_cache_write(tp_lazy *cache, tp_lazy *values, tp_lazy *start) {
     return tpi_record_op(NULL, NULL, TPI_CACHE_WRITE, (tp_lazy *[]){cache, values, start}, 3, NULL, 0);
+}
+
+tp_lazy *tp_lazy_to_device(tp_lazy *x, tp_device *device) {
+    if (!x) return NULL;
+    if (!device) return tpi_graph_fail(x->graph, TP_EINVAL, "to_device: device is NULL");
+    if (device == x->device) return x;
+    if (device->context != tp_graph_context(x->graph))
+        return tpi_graph_fail(x->graph, TP_EINVAL, "to_device: the device belongs to another context");
+    return tpi_record_op(NULL, device, TPI_TO_DEVICE, &x, 1, NULL, 0);
 }

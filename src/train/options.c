@@ -27,6 +27,7 @@ static const char *const methods[] = {"lora", "full", NULL};
 static const char *const overlongs[] = {"error", "drop", "truncate", "split", NULL};
 static const char *const losses[] = {"completion", "all", NULL};
 static const char *const schedules[] = {"cosine", "linear", "constant", NULL};
+static const char *const base_dtypes[] = {"auto", "stored", "f32", "bf16", "f16", NULL};
 static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
 
 #define AT(field) offsetof(tp_train_options, field)
@@ -79,6 +80,7 @@ static const option table[] = {
     COUNT(keep, false, 0),
     COUNT(log_every, false, 1),
     CHOICE(dtype, false, dtypes),
+    CHOICE(base_dtype, false, base_dtypes),
     FLAG(detect_nan, false),
 };
 

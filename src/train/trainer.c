@@ -3,6 +3,7 @@
 #include "train/trainer.h"
 
 #include "core/alloc.h"
+#include "core/convert.h"
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/tensor.h"
@@ -29,13 +30,14 @@ static tp_status load_model(tp_trainer *t) {
     const tpi_train_options *o = &t->options;
     tp_model_options options = TP_MODEL_OPTIONS_INIT;
     options.trainable = o->method == TP_TRAIN_FULL;
+    options.dtype = o->base_dtype;
     bool weights = true;
     if (options.trainable) TPI_TRY(has_weights(o->model, &weights));
     if (!weights) return tp_model_create_random(&t->model, t->device, o->model, o->seed);
     return tp_model_load(&t->model, t->device, o->model, &options);
 }
 
-#define SAMPLE 4096 /* bytes of a tensor's beginning and end that its hash reads */
+#define SAMPLE ((int64_t)1024) /* elements of a tensor's beginning and end that its hash reads */
 
 static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes) {
     for (size_t at = 0; at < bytes; at += 8) {
@@ -46,6 +48,19 @@ static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes) {
     return hash;
 }
 
+/* Mixes in elements `begin` ... begin + n - 1 rounded to bf16, so that a model has one hash whatever it is
+ * held in. */
+static tp_status hash_elements(const tp_tensor *tensor, int64_t begin, int64_t n, uint64_t *hash) {
+    const tp_dtype dtype = tp_tensor_dtype(tensor);
+    const size_t size = tp_dtype_size(dtype);
+    float held[SAMPLE];
+    uint16_t rounded[SAMPLE];
+    TPI_TRY(tpi_tensor_peek(tensor, (size_t)begin * size, (size_t)n * size, held));
+    for (int64_t i = 0; i < n; i++) tpi_store_f32(rounded, TP_BF16, i, tpi_load_f32(held, dtype, i));
+    *hash = hash_bytes(*hash, rounded, (size_t)n * sizeof *rounded);
+    return TP_OK;
+}
+
 /* Names, shapes and samples of the weights: enough to tell models apart without reading gigabytes. */
 static tp_status hash_model(const tp_model *model, uint64_t *out) {
     int count;
@@ -53,14 +68,11 @@ static tp_status hash_model(const tp_model *model, uint64_t *out) {
     uint64_t hash = 0;
     for (int i = 0; i < count; i++) {
         const tp_tensor *tensor = parameters[i].tensor;
-        const char *data = tp_tensor_data(tensor);
-        if (!data) return tpi_fail_within(TP_EDEVICE, "%s", parameters[i].name);
-        size_t bytes = (size_t)tp_tensor_count(tensor) * tp_dtype_size(tp_tensor_dtype(tensor));
-        size_t sample = bytes < SAMPLE ? bytes : SAMPLE;
+        const int64_t elements = tp_tensor_count(tensor), sample = elements < SAMPLE ? elements : SAMPLE;
         hash = hash_bytes(hash, parameters[i].name, strlen(parameters[i].name));
         hash = hash_bytes(hash, tp_tensor_shape(tensor), (size_t)tp_tensor_rank(tensor) * sizeof(int64_t));
-        hash = hash_bytes(hash, data, sample);
-        hash = hash_bytes(hash, data + (bytes - sample), sample);
+        TPI_TRY(hash_elements(tensor, 0, sample, &hash));
+        TPI_TRY(hash_elements(tensor, elements - sample, sample, &hash));
     }
     *out = hash;
     return TP_OK;

@@ -9,18 +9,6 @@
 
 #include "backend/backend.h"
 
-typedef struct tpi_kernel_entry {
-    tpi_op op;
-    tpi_kernel kernel;
-} tpi_kernel_entry;
-
-#define TPI_KERNELS_END                                                                                      \
-    {                                                                                                        \
-        TPI_LEAF, {                                                                                          \
-            NULL, NULL, NULL, NULL                                                                           \
-        }                                                                                                    \
-    }
-
 /* The oracle: the formulas as written, any strides, any mix of dtypes, sums in double. Split by group. */
 extern const tpi_kernel_entry tpi_reference_pointwise[], tpi_reference_reduce[], tpi_reference_shape[],
     tpi_reference_linalg[], tpi_reference_nn[], tpi_reference_attention[], tpi_reference_loss[];

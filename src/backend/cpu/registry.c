@@ -1,5 +1,6 @@
 /* The CPU backend: one table of candidates, merged once from the lists that this processor can run. */
 #include "backend/cpu/cpu.h"
+#include "backend/table.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -9,14 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TABLE_SIZE 1024 /* all lists together and one end for each operation */
-
 static const char *const isa_names[] = {"baseline", "avx2", "avx512"};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static tpi_isa isa;
-static tpi_kernel table[TABLE_SIZE];
-static int first[TPI_OP_COUNT]; /* of an operation's candidates in the table */
+static tpi_kernel_table table;
 
 #if defined(__x86_64__)
 static bool has_f16c(void) {
@@ -66,20 +64,12 @@ static void merge(void) {
     const tpi_kernel_entry *lists[12];
     isa = capped(detect());
     choose_lists(lists);
-    int at = 0;
-    for (int op = 0; op < TPI_OP_COUNT; op++) {
-        first[op] = at;
-        for (int l = 0; lists[l]; l++)
-            for (const tpi_kernel_entry *entry = lists[l]; entry->kernel.run; entry++)
-                if (entry->op == (tpi_op)op && at < TABLE_SIZE - TPI_OP_COUNT) table[at++] = entry->kernel;
-        at++; /* the end: run is NULL */
-    }
+    tpi_kernel_table_merge(&table, lists);
 }
 
 static const tpi_kernel *kernels(tpi_op op) {
     pthread_once(&once, merge);
-    if ((unsigned)op >= TPI_OP_COUNT || !table[first[op]].run) return NULL;
-    return &table[first[op]];
+    return tpi_kernel_table_find(&table, op);
 }
 
 tpi_isa tpi_cpu_isa(void) {
@@ -98,6 +88,6 @@ static void describe(char *text, size_t bytes) {
 }
 
 const tpi_backend *tpi_backend_cpu(void) {
-    static const tpi_backend cpu = {"cpu", kernels, describe};
+    static const tpi_backend cpu = {"cpu", kernels, describe, NULL, NULL};
     return &cpu;
 }

@@ -48,7 +48,7 @@ SCRATCH(attention_scratch) {
     void *none[1] = {NULL};
     tpi_step sized = *step;
     sized.slots = slots;
-    tpi_launch launch = {&sized, none, NULL};
+    tpi_launch launch = {&sized, none, NULL, NULL};
     forward f = forward_of(&launch);
     int64_t packed = round_up(f.p.batches * f.p.groups * (f.k_size + f.v_size), 16);
     return (size_t)(packed + f.thread_size * threads) * sizeof(float);

@@ -47,7 +47,7 @@ SCRATCH(attention_grad_scratch) {
     void *none[1] = {NULL};
     tpi_step sized = *step;
     sized.slots = slots;
-    tpi_launch launch = {&sized, none, NULL};
+    tpi_launch launch = {&sized, none, NULL, NULL};
     backward w = backward_of(&launch);
     const attention *p = &w.p;
     int64_t floats =

@@ -1,0 +1,183 @@
+/* AdamW (Loshchilov and Hutter 2019): parameter and moments are read and written once, those of many tensors
+ * in one launch. The trick: a table of tensors is the kernel's argument; a block finds its tensor by
+ * bisection. */
+#include "backend/cuda/adamw.h"
+#include "backend/cuda/device.cuh"
+
+namespace {
+
+#define THREADS 256
+#define CHUNK   (THREADS * 4) /* elements of a block */
+#define MANY    448           /* tensors of a launch: a table within the 32,764 bytes of arguments */
+
+/* ---- the kernel ---- */
+
+struct factors {
+    float beta1, rest1, beta2, rest2, eps, decay;
+};
+
+struct tensor {
+    const float *p, *m, *v, *gradient;
+    float *next_p, *next_m, *next_v; /* NULL: not wanted */
+    int64_t count;
+};
+
+template <int N> struct table {
+    factors f;
+    const float *step, *scale; /* {learning rate, 1 - β1^t, 1 - β2^t}; one number */
+    const tpi_cuda_fault *fault;
+    int n;
+    uint32_t first_block[N];
+    tensor tensors[N];
+};
+
+struct moment {
+    float rate, inverse1, inverse2, scale;
+    bool skip;
+};
+
+__device__ __forceinline__ void update(const factors &f, const moment &now, float &p, float &m, float &v,
+                                       float g) {
+    g *= now.scale;
+    m = f.beta1 * m + f.rest1 * g;
+    v = f.beta2 * v + f.rest2 * g * g;
+    const float direction = m * now.inverse1 / (sqrtf(v * now.inverse2) + f.eps);
+    p -= now.rate * (direction + f.decay * p);
+}
+
+/* V elements from index i on. */
+template <int V>
+__device__ __forceinline__ void update_at(const tensor &t, const factors &f, const moment &now, int64_t i) {
+    using floats = pack<float, V>;
+    floats p = *(const floats *)(t.p + i), m = *(const floats *)(t.m + i), v = *(const floats *)(t.v + i);
+    const floats g = *(const floats *)(t.gradient + i);
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        if (!now.skip) update(f, now, p.at[j], m.at[j], v.at[j], g.at[j]);
+    if (t.next_p) *(floats *)(t.next_p + i) = p;
+    if (t.next_m) *(floats *)(t.next_m + i) = m;
+    if (t.next_v) *(floats *)(t.next_v + i) = v;
+}
+
+/* The last tensor whose first block is not behind this one. */
+template <int N> __device__ __forceinline__ int tensor_of_block(const table<N> &tensors) {
+    int low = 0, high = tensors.n;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        *(tensors.first_block[middle] <= blockIdx.x ? &low : &high) = middle;
+    }
+    return low;
+}
+
+__device__ __forceinline__ bool is_aligned(const tensor &t) {
+    return ((uintptr_t)t.p | (uintptr_t)t.m | (uintptr_t)t.v | (uintptr_t)t.gradient | (uintptr_t)t.next_p |
+            (uintptr_t)t.next_m | (uintptr_t)t.next_v) %
+               16 ==
+           0;
+}
+
+/* After a fault state stays as it is; a scale that is not finite gives it back unchanged. */
+template <int N> __global__ void __launch_bounds__(THREADS) adamw(const __grid_constant__ table<N> tensors) {
+    const int k = tensor_of_block(tensors);
+    const tensor &t = tensors.tensors[k];
+    const int64_t i = (int64_t)(blockIdx.x - tensors.first_block[k]) * CHUNK + threadIdx.x * 4;
+    const moment now = {tensors.step[0], 1.0f / tensors.step[1], 1.0f / tensors.step[2], tensors.scale[0],
+                        !isfinite(tensors.scale[0])};
+    if (i >= t.count || has_fault(tensors.fault)) return;
+    if (is_aligned(t) && i + 4 <= t.count) {
+        update_at<4>(t, tensors.f, now, i);
+    } else {
+        for (int64_t j = i; j < i + 4 && j < t.count; j++) update_at<1>(t, tensors.f, now, j);
+    }
+}
+
+/* ---- launches ---- */
+
+const tpi_attr_adamw *attr_of(const tpi_launch *launch) {
+    return (const tpi_attr_adamw *)launch->step->attr;
+}
+
+/* Parts of the table that do not depend on the tensor. */
+template <int N> void begin_table(table<N> *to, const tpi_launch *launch) {
+    const tpi_attr_adamw *attr = attr_of(launch);
+    to->f = {(float)attr->beta1,         (float)(1.0 - attr->beta1), (float)attr->beta2,
+             (float)(1.0 - attr->beta2), (float)attr->eps,           (float)attr->weight_decay};
+    to->step = (const float *)tpi_in(launch, 4);
+    to->scale = (const float *)tpi_in(launch, 5);
+    to->fault = tpi_cuda_of(launch)->fault;
+    to->n = 0;
+}
+
+/* Adds a tensor whose first block is `block`; returns the block behind its last. */
+template <int N> uint32_t add_tensor(table<N> *to, const tpi_launch *launch, uint32_t block) {
+    const int64_t count = tpi_in_operand(launch->step, 0)->count;
+    tensor *t = &to->tensors[to->n];
+    if (count == 0) return block;
+    *t = {(const float *)tpi_in(launch, 0), (const float *)tpi_in(launch, 1),
+          (const float *)tpi_in(launch, 2), (const float *)tpi_in(launch, 3),
+          (float *)tpi_out(launch, 0),      (float *)tpi_out(launch, 1),
+          (float *)tpi_out(launch, 2),      count};
+    to->first_block[to->n++] = block;
+    return block + (uint32_t)tpi_div_up(count, CHUNK);
+}
+
+template <int N> tp_status start(const tpi_launch *launch, const table<N> &tensors, uint32_t blocks) {
+    if (blocks == 0) return TP_OK;
+    adamw<N><<<blocks, THREADS, 0, tpi_cuda_of(launch)->stream>>>(tensors);
+    return tpi_cuda_launched(launch);
+}
+
+tp_status run(const tpi_launch *launch) {
+    table<1> one;
+    begin_table(&one, launch);
+    const uint32_t blocks = add_tensor(&one, launch, 0);
+    return start(launch, one, blocks);
+}
+
+bool same_attr(const tpi_launch *a, const tpi_launch *b) {
+    return memcmp(attr_of(a), attr_of(b), sizeof(tpi_attr_adamw)) == 0;
+}
+
+/* Whether an earlier launch has the attributes of launch k: then it took k along. */
+bool is_taken(const tpi_launch *launches, int k) {
+    for (int j = 0; j < k; j++)
+        if (same_attr(&launches[j], &launches[k])) return true;
+    return false;
+}
+
+/* All tensors from launch `first` on that have its attributes. */
+tp_status run_alike(const tpi_launch *launches, int first, int n) {
+    table<MANY> many;
+    uint32_t blocks = 0;
+    begin_table(&many, &launches[first]);
+    for (int k = first; k < n; k++) {
+        if (!same_attr(&launches[first], &launches[k])) continue;
+        if (many.n == MANY) {
+            TPI_TRY(start(&launches[first], many, blocks));
+            many.n = 0, blocks = 0;
+        }
+        blocks = add_tensor(&many, &launches[k], blocks);
+    }
+    return start(&launches[first], many, blocks);
+}
+
+bool accepts(const tpi_step *step) {
+    for (int k = 0; k < 6; k++)
+        if (step->operands[k].dtype != TP_F32 || !step->operands[k].contiguous) return false;
+    for (int k = 0; k < 3; k++)
+        if (tpi_out_operand(step, k)->dtype != TP_F32 || !tpi_out_operand(step, k)->contiguous) return false;
+    return true;
+}
+
+} // namespace
+
+tp_status tpi_cuda_adamw_many(const tpi_launch *launches, int n) {
+    for (int k = 0; k < n; k++)
+        if (!is_taken(launches, k)) TPI_TRY(run_alike(launches, k, n));
+    return TP_OK;
+}
+
+const tpi_kernel_entry tpi_cuda_adamw[] = {
+    {TPI_ADAMW, {"cuda", run, accepts, NULL}},
+    TPI_KERNELS_END,
+};

@@ -1,0 +1,39 @@
+# The plug-in libtaper_cuda.so: built where nvcc is, loaded by libtaper when a GPU is asked for. Of CUDA only the
+# static run-time library is linked; drivers and NVIDIA's other libraries are found when the plug-in runs.
+
+set(TAPER_CUDA AUTO CACHE STRING "the CUDA plug-in: AUTO builds it where nvcc is found, ON requires it, OFF")
+set(TAPER_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 100-real 120 CACHE STRING
+    "what the plug-in has code for; the last has PTX too, for what comes after")
+if(TAPER_CUDA STREQUAL "OFF")
+  return()
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(TAPER_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "TAPER_CUDA=ON, and nvcc is not found")
+  endif()
+  message(STATUS "No nvcc: the CUDA plug-in is not built")
+  return()
+endif()
+set(CMAKE_CUDA_ARCHITECTURES ${TAPER_CUDA_ARCHITECTURES})
+if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+
+file(GLOB TAPER_CUDA_SOURCES CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} src/backend/cuda/*.c src/backend/cuda/*.cu)
+add_library(taper_cuda MODULE ${TAPER_CUDA_SOURCES} src/backend/table.c)
+set_target_properties(taper_cuda PROPERTIES CUDA_STANDARD 17 CUDA_VISIBILITY_PRESET hidden
+                      CUDA_RUNTIME_LIBRARY Static LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+target_include_directories(taper_cuda PRIVATE include src)
+target_include_directories(taper_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+target_compile_definitions(taper_cuda PRIVATE _GNU_SOURCE TAPER_VERSION="${PROJECT_VERSION}")
+target_compile_options(taper_cuda PRIVATE
+  $<$<COMPILE_LANGUAGE:C>:-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes>
+  $<$<AND:$<COMPILE_LANGUAGE:C>,$<BOOL:${TAPER_WERROR}>>:-Werror>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --expt-relaxed-constexpr>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${TAPER_WERROR}>>:-Werror=all-warnings>)
+target_link_libraries(taper_cuda PRIVATE CUDA::cudart_static Threads::Threads ${CMAKE_DL_LIBS})
+install(TARGETS taper_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})

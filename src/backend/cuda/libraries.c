@@ -1,0 +1,174 @@
+/* Opens NVIDIA's libraries once a process and keeps a device's handles and plans.
+ *
+ * A table of functions is an array of pointers in the order of its list of names, so one loop fills any
+ * table. */
+#include "backend/cuda/libraries.h"
+#include "core/alloc.h"
+#include "core/hash.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct library {
+    const char *const *files; /* names to try, ended by NULL */
+    const char *const *names; /* of the functions, ended by NULL */
+    void *table;              /* a pointer for each name */
+    bool complete;
+    char trouble[256]; /* if it is not */
+} library;
+
+#define TPI_NAME(name) #name,
+static const char *const cublaslt_files[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
+static const char *const cublaslt_names[] = {TPI_CUBLASLT_FUNCTIONS(TPI_NAME) NULL};
+static const char *const cudnn_files[] = {"libcudnn.so.9", NULL};
+static const char *const cudnn_names[] = {TPI_CUDNN_FUNCTIONS(TPI_NAME) NULL};
+#undef TPI_NAME
+
+static tpi_cublaslt_api cublaslt_table;
+static tpi_cudnn_api cudnn_table;
+static library cublaslt = {cublaslt_files, cublaslt_names, &cublaslt_table, false, ""};
+static library cudnn = {cudnn_files, cudnn_names, &cudnn_table, false, ""};
+
+/* The first file that opens; keeps the loader's words about the first that does not. */
+static void *open_any(library *lib) {
+    for (int i = 0; lib->files[i]; i++) {
+        void *handle = dlopen(lib->files[i], RTLD_NOW | RTLD_LOCAL);
+        if (handle) return handle;
+        const char *words = dlerror();
+        if (i == 0) snprintf(lib->trouble, sizeof lib->trouble, "%s", words ? words : lib->files[i]);
+    }
+    return NULL;
+}
+
+/* An opened library stays open: plans and handles live in it until the process ends. */
+static void load(library *lib) {
+    void *handle = open_any(lib);
+    if (!handle) return;
+    for (int i = 0; lib->names[i]; i++) {
+        void *function = dlsym(handle, lib->names[i]);
+        if (!function) {
+            snprintf(lib->trouble, sizeof lib->trouble, "%s has no %s", lib->files[0], lib->names[i]);
+            dlclose(handle);
+            return;
+        }
+        memcpy((char *)lib->table + (size_t)i * sizeof function, &function, sizeof function);
+    }
+    lib->complete = true;
+}
+
+static void load_cublaslt(void) {
+    load(&cublaslt);
+}
+static void load_cudnn(void) {
+    load(&cudnn);
+}
+
+const tpi_cublaslt_api *tpi_cublaslt(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, load_cublaslt);
+    return cublaslt.complete ? &cublaslt_table : NULL;
+}
+
+const tpi_cudnn_api *tpi_cudnn(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, load_cudnn);
+    return cudnn.complete ? &cudnn_table : NULL;
+}
+
+bool tpi_cublaslt_available(void) {
+    return tpi_cublaslt() != NULL;
+}
+bool tpi_cudnn_available(void) {
+    return tpi_cudnn() != NULL;
+}
+
+tp_status tpi_cublaslt_require(void) {
+    return tpi_cublaslt() ? TP_OK : tpi_fail(TP_EUNSUPPORTED, "cuBLASLt: %s", cublaslt.trouble);
+}
+tp_status tpi_cudnn_require(void) {
+    return tpi_cudnn() ? TP_OK : tpi_fail(TP_EUNSUPPORTED, "cuDNN: %s", cudnn.trouble);
+}
+
+/* ---- of one device ---- */
+
+tp_status tpi_cuda_libraries_create(tpi_cuda_libraries **out) {
+    *out = NULL;
+    tpi_cuda_libraries *libraries = tpi_calloc(1, sizeof *libraries);
+    if (!libraries) return TP_ENOMEM;
+    if (tpi_cublaslt()) {
+        cublasStatus_t got = tpi_cublaslt()->cublasLtCreate(&libraries->cublaslt);
+        if (got != CUBLAS_STATUS_SUCCESS) {
+            tpi_free(libraries);
+            return tpi_fail(TP_EDEVICE, "cuBLASLt: %s", tpi_cublaslt()->cublasLtGetStatusString(got));
+        }
+    }
+    pthread_mutex_init(&libraries->lock, NULL);
+    *out = libraries;
+    return TP_OK;
+}
+
+static void destroy_plan(tpi_cuda_plan *plan) {
+    tpi_free(plan->key);
+    plan->destroy(plan);
+}
+
+void tpi_cuda_libraries_destroy(tpi_cuda_libraries *libraries) {
+    if (!libraries) return;
+    for (int c = 0; c < TPI_CUDA_PLAN_CHAINS; c++)
+        for (tpi_cuda_plan *plan = libraries->plans[c], *next; plan; plan = next) {
+            next = plan->next;
+            destroy_plan(plan);
+        }
+    if (libraries->cudnn) tpi_cudnn()->cudnnDestroy(libraries->cudnn);
+    if (libraries->cublaslt) tpi_cublaslt()->cublasLtDestroy(libraries->cublaslt);
+    pthread_mutex_destroy(&libraries->lock);
+    tpi_free(libraries);
+}
+
+static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
+    for (size_t at = 0; at < n; at += sizeof(uint64_t)) {
+        uint64_t word = 0;
+        memcpy(&word, (const char *)bytes + at, n - at < sizeof word ? n - at : sizeof word);
+        hash = tpi_hash_mix(hash, word);
+    }
+    return hash;
+}
+
+tp_status tpi_cuda_plan_of(const tpi_launch *launch, tpi_cuda_plan_maker make, const void *key,
+                           size_t key_bytes, tpi_cuda_plan **out) {
+    tpi_cuda_libraries *libraries = tpi_cuda_of(launch)->libraries;
+    uint64_t hash = hash_bytes((uint64_t)(uintptr_t)make, key, key_bytes);
+    tpi_cuda_plan **chain = &libraries->plans[hash & (TPI_CUDA_PLAN_CHAINS - 1)];
+    for (tpi_cuda_plan *plan = *chain; plan; plan = plan->next)
+        if (plan->hash == hash && plan->key_bytes == key_bytes && memcmp(plan->key, key, key_bytes) == 0) {
+            *out = plan;
+            return TP_OK;
+        }
+    void *copy = tpi_malloc(key_bytes);
+    if (!copy) return TP_ENOMEM;
+    memcpy(copy, key, key_bytes);
+    tp_status status = make(launch, key, out);
+    if (status != TP_OK) {
+        tpi_free(copy);
+        return status;
+    }
+    (*out)->hash = hash;
+    (*out)->key_bytes = key_bytes;
+    (*out)->key = copy;
+    (*out)->next = *chain;
+    *chain = *out;
+    return TP_OK;
+}
+
+tp_status tpi_cudnn_handle(const tpi_launch *launch, cudnnHandle_t *out) {
+    tpi_cuda *cuda = tpi_cuda_of(launch);
+    const tpi_cudnn_api *api = tpi_cudnn();
+    if (!api) return tpi_cudnn_require();
+    cudnnHandle_t *handle = &cuda->libraries->cudnn;
+    cudnnStatus_t got = *handle ? CUDNN_STATUS_SUCCESS : api->cudnnCreate(handle);
+    if (got == CUDNN_STATUS_SUCCESS) got = api->cudnnSetStream(*handle, cuda->stream);
+    if (got != CUDNN_STATUS_SUCCESS) return tpi_fail(TP_EDEVICE, "cuDNN: %s", api->cudnnGetErrorString(got));
+    *out = *handle;
+    return TP_OK;
+}

@@ -1,0 +1,33 @@
+/* The low-rank kernels that more than one file lists. */
+#ifndef TAPER_BACKEND_CUDA_LORA_H
+#define TAPER_BACKEND_CUDA_LORA_H
+
+#include "backend/cuda/layer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* y = scale · (x·a)·b of a LORA or LINEAR_LORA step (whose w and bias are another's work), by tensor cores:
+ * bf16 x and y, many rows. */
+tp_status tpi_cuda_lora_tensor(const tpi_launch *launch);
+bool tpi_cuda_lora_tensor_accepts(const tpi_step *step);
+
+/* The same with f32 arithmetic, for any dtype of x, into y of x's dtype or f32. */
+bool tpi_lora_fused_fits(const tpi_layer *layer);
+tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *layer, void *y,
+                                   tp_dtype y_type);
+
+/* MATMUL of many bf16 rows by a thin matrix, by tensor cores: [m, k] · [k, at most 64]. */
+tp_status tpi_cuda_thin_matmul(const tpi_launch *launch);
+bool tpi_cuda_thin_matmul_accepts(const tpi_step *step);
+
+/* MATMUL aᵀ·b of two row-major matrices with many rows, one of them thin: gradients of adapters. */
+tp_status tpi_cuda_thin_gradient(const tpi_launch *launch);
+bool tpi_cuda_thin_gradient_accepts(const tpi_step *step);
+size_t tpi_cuda_thin_gradient_scratch(const tpi_step *step, int threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,342 @@
+/* Gradients of rms_norm and layer_norm.
+ *
+ * With x̂ = (x - mean)·r the normed row and g = dy·weight: dx = r·(g - mean(g) - x̂·mean(g·x̂)), without the
+ * means of rms_norm. Rows of x and dy stay in registers: each is read once. With frozen weights that is all.
+ * Else mean and r of each row are kept, and dweight = Σ rows dy·x̂ and dbias = Σ rows dy are added up in two
+ * stages: shares of the rows, then the shares in order. */
+#include "backend/cuda/device.cuh"
+
+#include <string.h>
+#include <type_traits>
+
+namespace {
+
+constexpr int LARGEST_BLOCK = 512;
+constexpr int HELD = 4;          /* most packs of a row in a thread's registers */
+constexpr int WARPS = 8;         /* of a block that adds up rows; a pack has no more elements */
+constexpr int64_t SHARES = 128;  /* most shares of the rows, */
+constexpr int64_t IN_SHARE = 32; /* and least rows of one */
+
+/* ---- rows over threads ---- */
+
+/* block.x threads have a row, which are a part of a warp or whole warps; block.y rows are in a block. */
+struct row_layout {
+    dim3 block;
+    unsigned blocks;
+    int held; /* packs of a row in a thread's registers; 0: they do not hold it */
+};
+
+row_layout lay_rows(const tpi_cuda *device, int64_t rows, int64_t packs) {
+    row_layout layout = {};
+    layout.held = packs <= 32 ? 1 : packs <= 64 ? 2 : HELD;
+    int64_t threads = tpi_div_up(packs, layout.held);
+    if (threads > LARGEST_BLOCK) threads = LARGEST_BLOCK, layout.held = 0;
+    unsigned lanes = (unsigned)tpi_div_up(threads, 32) * 32, in_block = 1;
+    if (threads <= 32) {
+        for (lanes = 1; lanes < threads;) lanes *= 2;
+        int64_t warps = rows * lanes / (32 * 8 * device->processors);
+        in_block = 32 / lanes * (unsigned)(warps < 1 ? 1 : warps > 4 ? 4 : warps);
+    }
+    layout.block = dim3(lanes, in_block);
+    layout.blocks = (unsigned)tpi_div_up(rows, in_block);
+    return layout;
+}
+
+template <typename F> void with_held(int held, F launch) {
+    if (held == 1)
+        launch(std::integral_constant<int, 1>());
+    else if (held == 2)
+        launch(std::integral_constant<int, 2>());
+    else if (held == HELD)
+        launch(std::integral_constant<int, HELD>());
+    else
+        launch(std::integral_constant<int, 0>());
+}
+
+/* Over the threads of a row; all threads of the block call it. */
+template <typename Op> __device__ __forceinline__ float row_reduce(float x, float *cells) {
+    if (blockDim.x > 32) return block_reduce<Op>(x, cells);
+    for (int lane = blockDim.x >> 1; lane > 0; lane >>= 1)
+        x = Op::join(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    return x;
+}
+
+__device__ __forceinline__ int64_t row_of_thread() {
+    return (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+}
+
+/* Calls body(p, i) for the packs i of this thread; p is where registers hold it. */
+template <int PACKS, typename F> __device__ __forceinline__ void each_pack(int packs, F body) {
+    if constexpr (PACKS > 0) {
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int i = threadIdx.x + p * (int)blockDim.x;
+            if (i < packs) body(p, i);
+        }
+    } else {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < packs; i += blockDim.x) body(0, i);
+    }
+}
+
+/* A row in registers, or in memory where PACKS is 0. */
+template <typename T, int VEC, int PACKS> struct row_packs {
+    const pack<T, VEC> *from;
+    pack<T, VEC> held[PACKS ? PACKS : 1];
+
+    __device__ __forceinline__ row_packs(const T *row, int packs)
+        : from(reinterpret_cast<const pack<T, VEC> *>(row)) {
+        if constexpr (PACKS > 0) each_pack<PACKS>(packs, [&](int p, int i) { held[p] = from[i]; });
+    }
+    __device__ __forceinline__ pack<T, VEC> get(int p, int i) const { return PACKS > 0 ? held[p] : from[i]; }
+};
+
+/* ---- vectors over the features: weight and bias, of any float dtype ---- */
+
+struct features {
+    const void *data; /* NULL: there is none */
+    int dtype;
+};
+
+template <int BYTES> struct word;
+template <> struct word<2> { using type = unsigned short; };
+template <> struct word<4> { using type = unsigned; };
+template <> struct word<8> { using type = uint2; };
+template <> struct word<16> { using type = uint4; };
+
+/* Elements i ... i+VEC-1, through the cache of what no kernel writes. */
+template <typename W, int VEC>
+__device__ __forceinline__ void read_as(const void *data, int i, float (&out)[VEC]) {
+    constexpr int N = VEC < pack_size<W> ? VEC : pack_size<W>;
+    using bits = typename word<N *(int)sizeof(W)>::type;
+#pragma unroll
+    for (int k = 0; k < VEC; k += N) {
+        const bits in = __ldg(reinterpret_cast<const bits *>(static_cast<const W *>(data) + i + k));
+        pack<W, N> values;
+        memcpy(&values, &in, sizeof in);
+#pragma unroll
+        for (int j = 0; j < N; j++) out[k + j] = to_f32(values.at[j]);
+    }
+}
+
+template <int VEC>
+__device__ __forceinline__ void read(const features &f, int i, float absent, float (&out)[VEC]) {
+    if (!f.data) {
+#pragma unroll
+        for (int j = 0; j < VEC; j++) out[j] = absent;
+    } else if (f.dtype == TP_F32) {
+        read_as<float>(f.data, i, out);
+    } else if (f.dtype == TP_BF16) {
+        read_as<__nv_bfloat16>(f.data, i, out);
+    } else {
+        read_as<__half>(f.data, i, out);
+    }
+}
+
+/* ---- the gradient by x ---- */
+
+struct grad_args {
+    const void *x, *dy;
+    void *dx;
+    float2 *moments; /* mean and r of each row; NULL: nobody asks */
+    features weight;
+    int64_t rows, n;
+    float eps;
+};
+
+template <bool CENTRED, typename T, int VEC, int PACKS>
+__global__ void __launch_bounds__(LARGEST_BLOCK) grad_rows(const grad_args args) {
+    using values = pack<T, VEC>;
+    __shared__ float cells[33];
+    const int64_t row = row_of_thread(), first = row * args.n;
+    const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
+    const row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
+    const row_packs<T, VEC, PACKS> dy(static_cast<const T *>(args.dy) + first, packs);
+    float mean = 0.0f, squares = 0.0f, g_sum = 0.0f, gx_sum = 0.0f;
+    if constexpr (CENTRED) {
+        each_pack<PACKS>(packs, [&](int p, int i) {
+            const values v = x.get(p, i);
+#pragma unroll
+            for (int j = 0; j < VEC; j++) mean += to_f32(v.at[j]);
+        });
+        mean = row_reduce<add_of>(mean, cells) / (float)args.n;
+    }
+    each_pack<PACKS>(packs, [&](int p, int i) {
+        const values v = x.get(p, i), dv = dy.get(p, i);
+        float weight[VEC];
+        read(args.weight, i * VEC, 1.0f, weight);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            const float centred = to_f32(v.at[j]) - mean, g = to_f32(dv.at[j]) * weight[j];
+            squares += centred * centred;
+            gx_sum += g * centred;
+            if (CENTRED) g_sum += g;
+        }
+    });
+    const float n = (float)args.n, r = rsqrtf(row_reduce<add_of>(squares, cells) / n + args.eps);
+    const float along = row_reduce<add_of>(gx_sum, cells) / n * r * r;
+    const float across = CENTRED ? row_reduce<add_of>(g_sum, cells) / n : 0.0f;
+    values *dx = reinterpret_cast<values *>(static_cast<T *>(args.dx) + first);
+    each_pack<PACKS>(packs, [&](int p, int i) {
+        const values v = x.get(p, i), dv = dy.get(p, i);
+        float weight[VEC];
+        values out;
+        read(args.weight, i * VEC, 1.0f, weight);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            const float g = to_f32(dv.at[j]) * weight[j];
+            out.at[j] = from_f32<T>((g - across - (to_f32(v.at[j]) - mean) * along) * r);
+        }
+        dx[i] = out;
+    });
+    if (args.moments && threadIdx.x == 0 && row < args.rows) args.moments[row] = make_float2(mean, r);
+}
+
+/* ---- the gradients by weight and bias ---- */
+
+struct share_layout {
+    int64_t rows, n, shares, in_share; /* in_share: rows of one */
+};
+
+/* shares [shares, 2, n]: Σ dy·x̂ and Σ dy over a share's rows. A lane has VEC columns, the warps take turns at
+ * rows. */
+template <typename T, int VEC>
+__global__ void __launch_bounds__(32 * WARPS)
+    add_rows(const T *__restrict__ x, const T *__restrict__ dy, const float2 *__restrict__ moments,
+             float *__restrict__ shares, const share_layout layout) {
+    __shared__ float cells[WARPS][VEC][32];
+    const int64_t n = layout.n, column = ((int64_t)blockIdx.x * 32 + threadIdx.x) * VEC;
+    const int64_t begin = blockIdx.y * layout.in_share;
+    const int64_t end = column >= n ? begin : min(begin + layout.in_share, layout.rows);
+    float sums[2][VEC] = {};
+#pragma unroll 4
+    for (int64_t row = begin + threadIdx.y; row < end; row += WARPS) {
+        const pack<T, VEC> v = *reinterpret_cast<const pack<T, VEC> *>(x + row * n + column);
+        const pack<T, VEC> dv = *reinterpret_cast<const pack<T, VEC> *>(dy + row * n + column);
+        const float2 moment = moments[row];
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            sums[0][j] += to_f32(dv.at[j]) * ((to_f32(v.at[j]) - moment.x) * moment.y);
+            sums[1][j] += to_f32(dv.at[j]);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < VEC; j++) cells[threadIdx.y][j][threadIdx.x] = sums[k][j];
+        __syncthreads();
+        if (threadIdx.y >= VEC || column >= n) continue;
+        float sum = 0.0f;
+        for (int warp = 0; warp < WARPS; warp++) sum += cells[warp][threadIdx.y][threadIdx.x];
+        shares[(blockIdx.y * 2 + k) * n + column + threadIdx.y] = sum;
+    }
+}
+
+template <typename W>
+__global__ void __launch_bounds__(128)
+    add_shares(const float *__restrict__ shares, W *__restrict__ out, const share_layout layout) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= layout.n) return;
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int64_t share = 0; share < layout.shares; share++) sum += shares[share * 2 * layout.n + i];
+    out[i] = from_f32<W>(sum);
+}
+
+/* ---- steps ---- */
+
+share_layout lay_shares(const tpi_step *step) {
+    const tpi_operand *x = tpi_in_operand(step, 0);
+    share_layout layout = {0, x->shape[x->rank - 1], 0, 0};
+    layout.rows = layout.n ? x->count / layout.n : 0;
+    layout.in_share = tpi_div_up(layout.rows, SHARES);
+    if (layout.in_share < IN_SHARE) layout.in_share = IN_SHARE;
+    layout.shares = tpi_div_up(layout.rows, layout.in_share);
+    return layout;
+}
+
+bool wants_sums(const tpi_step *step) {
+    for (int k = 1; k < step->n_out; k++)
+        if (!(step->optional_missing >> k & 1)) return true;
+    return false;
+}
+
+/* The moments of the rows, then the shares. */
+size_t scratch(const tpi_step *step, int threads) {
+    (void)threads;
+    const share_layout layout = lay_shares(step);
+    const int64_t floats = 2 * (layout.rows + 1) + layout.shares * 2 * layout.n;
+    return wants_sums(step) ? (size_t)floats * sizeof(float) : 0;
+}
+
+float *shares_of(const tpi_launch *launch, const share_layout &layout) {
+    return static_cast<float *>(tpi_scratch(launch)) + 2 * layout.rows;
+}
+
+template <bool CENTRED, typename T, int VEC>
+void launch_rows(const tpi_launch *launch, const grad_args &args) {
+    const tpi_cuda *cuda = tpi_cuda_of(launch);
+    const row_layout rows = lay_rows(cuda, args.rows, args.n / VEC);
+    with_held(rows.held, [&](auto held) {
+        grad_rows<CENTRED, T, VEC, held()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
+    });
+    if (!args.moments) return;
+    const share_layout layout = lay_shares(launch->step);
+    const dim3 grid((unsigned)tpi_div_up(args.n, 32 * VEC), (unsigned)layout.shares);
+    add_rows<T, VEC><<<grid, dim3(32, WARPS), 0, cuda->stream>>>(
+        static_cast<const T *>(args.x), static_cast<const T *>(args.dy), args.moments,
+        shares_of(launch, layout), layout);
+}
+
+/* Output k is the sum of the k'th numbers of the shares; of no rows it is 0. */
+void launch_sums(const tpi_launch *launch) {
+    const share_layout layout = lay_shares(launch->step);
+    for (int k = 1; k < launch->step->n_out; k++) {
+        if (!tpi_out(launch, k)) continue;
+        const float *shares = shares_of(launch, layout) + (k - 1) * layout.n;
+        TPI_FLOAT_DTYPE(tpi_out_operand(launch->step, k)->dtype, W, {
+            add_shares<W><<<(unsigned)tpi_div_up(layout.n, 128), 128, 0, tpi_cuda_of(launch)->stream>>>(
+                shares, static_cast<W *>(tpi_out(launch, k)), layout);
+        });
+    }
+}
+
+template <bool CENTRED> tp_status norm_grad(const tpi_launch *launch) {
+    const tpi_step *step = launch->step;
+    const share_layout layout = lay_shares(step);
+    if (layout.n == 0) return TP_OK;
+    grad_args args = {};
+    args.x = tpi_in(launch, 0), args.dy = tpi_in(launch, 1), args.dx = tpi_out(launch, 0);
+    if (step->n_in > 2) args.weight = {tpi_in(launch, 2), tpi_in_operand(step, 2)->dtype};
+    if (wants_sums(step)) args.moments = static_cast<float2 *>(tpi_scratch(launch));
+    args.n = layout.n, args.rows = layout.rows;
+    args.eps = (float)static_cast<const tpi_attr_norm *>(step->attr)->eps;
+    const uintptr_t bits =
+        (uintptr_t)args.x | (uintptr_t)args.dy | (uintptr_t)args.dx | (uintptr_t)args.weight.data;
+    if (args.rows > 0)
+        TPI_FLOAT_DTYPE(tpi_in_operand(step, 0)->dtype, T, {
+            if (bits % 16 == 0 && args.n % pack_size<T> == 0)
+                launch_rows<CENTRED, T, pack_size<T>>(launch, args);
+            else
+                launch_rows<CENTRED, T, 1>(launch, args);
+        });
+    if (wants_sums(step)) launch_sums(launch);
+    return tpi_cuda_launched(launch);
+}
+
+bool accepts(const tpi_step *step) {
+    const tpi_operand *x = tpi_in_operand(step, 0);
+    for (int k = 0; k < step->n_in + step->n_out; k++)
+        if (!step->operands[k].contiguous || !tpi_is_float(&step->operands[k])) return false;
+    return x->rank >= 1 && tpi_in_operand(step, 1)->dtype == x->dtype &&
+           tpi_out_operand(step, 0)->dtype == x->dtype;
+}
+
+} // namespace
+
+extern "C" const tpi_kernel_entry tpi_cuda_norm_grad[] = {
+    {TPI_RMS_NORM_GRAD, {"cuda", norm_grad<false>, accepts, scratch}},
+    {TPI_LAYER_NORM_GRAD, {"cuda", norm_grad<true>, accepts, scratch}},
+    TPI_KERNELS_END,
+};

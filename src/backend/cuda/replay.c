@@ -1,0 +1,144 @@
+/* Running a plan: launched step by step at first; captured into a CUDA graph and replayed as one launch when
+ * it is run again with the same pointers.
+ *
+ * The pointers are the identity of a captured run: arenas and fresh buffers come from the same size classes
+ * in the same order, so a loop meets the same ones again. A few captures are kept for each plan, for a loop
+ * that alternates between buffers. */
+#include "backend/cuda/device.h"
+
+#include "backend/cuda/adamw.h"
+#include "core/alloc.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define CAPTURES    4 /* kept for each plan */
+#define FEWEST      3 /* steps that are worth a capture */
+#define MOST_ADAMWS 512
+
+typedef struct capture {
+    void **slots; /* the pointers; NULL: unused */
+    cudaGraphExec_t graph;
+    uint64_t runs, last; /* with these pointers; when it was used last */
+} capture;
+
+/* What a plan keeps. */
+typedef struct replay {
+    int device;
+    bool refused; /* a step cannot be captured */
+    uint64_t clock;
+    capture captures[CAPTURES];
+} replay;
+
+static void release_capture(capture *c) {
+    if (c->graph) cudaGraphExecDestroy(c->graph);
+    tpi_free(c->slots);
+    *c = (capture){0};
+}
+
+static void release_replay(void *data) {
+    replay *r = data;
+    cudaSetDevice(r->device);
+    for (int i = 0; i < CAPTURES; i++) release_capture(&r->captures[i]);
+    tpi_free(r);
+}
+
+static replay *replay_of(const tpi_cuda_device *device, const tpi_bound *bound) {
+    replay *r = bound->prepared->data;
+    if (r || !(r = tpi_calloc(1, sizeof *r))) return r;
+    r->device = device->kernel.index;
+    *bound->prepared = (tpi_prepared){r, release_replay};
+    return r;
+}
+
+/* The capture with these pointers, in the place of the one that was used least recently if there is none. */
+static capture *capture_of(replay *r, const tpi_bound *bound) {
+    const size_t bytes = bound->n_slots * sizeof(void *);
+    capture *oldest = &r->captures[0];
+    for (int i = 0; i < CAPTURES; i++) {
+        capture *c = &r->captures[i];
+        if (c->slots && memcmp(c->slots, bound->slots, bytes) == 0) return c;
+        if (c->last < oldest->last) oldest = c;
+    }
+    release_capture(oldest);
+    if (!(oldest->slots = tpi_malloc(bytes))) return NULL;
+    memcpy(oldest->slots, bound->slots, bytes);
+    return oldest;
+}
+
+/* ---- launching ---- */
+
+/* Consecutive steps of AdamW update their tensors together. */
+static tp_status launch_adamws(tpi_launch launch, const tpi_bound *bound, uint32_t *i) {
+    tpi_launch launches[MOST_ADAMWS];
+    int n = 0;
+    for (; *i < bound->n_steps && bound->steps[*i].op == TPI_ADAMW && n < MOST_ADAMWS; (*i)++) {
+        launches[n] = launch;
+        launches[n++].step = &bound->steps[*i];
+    }
+    return tpi_cuda_adamw_many(launches, n);
+}
+
+static tp_status launch_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+    tpi_launch launch = {NULL, bound->slots, bound->threads, &device->kernel};
+    for (uint32_t i = 0; i < bound->n_steps;) {
+        launch.step = &bound->steps[i];
+        if (launch.step->op == TPI_ADAMW) {
+            TPI_TRY(launch_adamws(launch, bound, &i));
+            continue;
+        }
+        TPI_TRY(launch.step->kernel->run(&launch));
+        i++;
+    }
+    return bound->can_fail ? tpi_cuda_report(device, tpi_cuda_collect_fault(device), "a run") : TP_OK;
+}
+
+/* ---- capturing ---- */
+
+/* Says once why a plan is launched step by step. */
+static void refuse(tpi_cuda_device *device, replay *r, const char *why) {
+    char line[256];
+    r->refused = true;
+    cudaGetLastError();
+    snprintf(line, sizeof line, "cuda:%d: a plan is launched step by step, for it cannot be captured: %s",
+             device->kernel.index, why);
+    if (device->warning.warn) device->warning.warn(device->warning.user, line);
+}
+
+static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const tpi_bound *bound) {
+    cudaGraph_t graph = NULL;
+    cudaError_t error = cudaStreamBeginCapture(device->kernel.stream, cudaStreamCaptureModeThreadLocal);
+    if (error != cudaSuccess) return refuse(device, r, cudaGetErrorString(error));
+    tp_status status = launch_steps(device, bound);
+    error = cudaStreamEndCapture(device->kernel.stream, &graph);
+    if (status == TP_OK && error == cudaSuccess) error = cudaGraphInstantiate(&c->graph, graph, 0);
+    if (status != TP_OK || error != cudaSuccess) {
+        c->graph = NULL;
+        refuse(device, r, status != TP_OK ? tp_error_message() : cudaGetErrorString(error));
+    }
+    if (graph) cudaGraphDestroy(graph);
+}
+
+static tp_status run_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+    replay *r = bound->n_steps >= FEWEST ? replay_of(device, bound) : NULL;
+    capture *c = r && !r->refused ? capture_of(r, bound) : NULL;
+    if (c) {
+        c->last = ++r->clock;
+        if (++c->runs == 2) capture_steps(device, r, c, bound);
+    }
+    if (c && c->graph)
+        return tpi_cuda_report(device, cudaGraphLaunch(c->graph, device->kernel.stream), "a captured run");
+    return launch_steps(device, bound);
+}
+
+tp_status tpi_cuda_run(void *state, const tpi_bound *bound) {
+    tpi_cuda_device *device = state;
+    pthread_mutex_lock(&device->lock);
+    tp_status status =
+        tpi_cuda_report(device, cudaSetDevice(device->kernel.index), "the device cannot be used");
+    if (status == TP_OK) status = tpi_cuda_begin_run(device);
+    if (status == TP_OK) status = run_steps(device, bound);
+    if (status == TP_OK) status = tpi_cuda_end_run(device, bound->can_fail);
+    pthread_mutex_unlock(&device->lock);
+    return status;
+}
