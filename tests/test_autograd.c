@@ -81,6 +81,7 @@ CASE(mean, tp_lazy_mean(x[0], -1, true))
 CASE(mean_all, tp_lazy_mean(x[0], TP_ALL_DIMS, false))
 CASE(max, tp_lazy_max(x[0], 1, false))
 CASE(logsumexp, tp_lazy_logsumexp(x[0], 0, false))
+CASE(sum_squares, tp_lazy_sum_squares(x, 2))
 CASE(softmax, tp_lazy_softmax(x[0], -1))
 CASE(softmax_first, tp_lazy_softmax(x[0], 0))
 CASE(reshape, tp_lazy_reshape(x[0], 2, (int64_t[]){4, 3}))
@@ -151,6 +152,7 @@ static const grad_case cases[] = {
     {X(mean_all), 1, {{2, 2, 3}}, -2, 2},
     {X(max), 1, {{3, 2, 3, 2}}, -2, 2},
     {X(logsumexp), 1, {{2, 4, 2}}, -2, 2},
+    {X(sum_squares), 2, {{2, 4, 2}, {1, 3}}, -2, 2},
     {X(softmax), 1, {{2, 2, 4}}, -2, 2},
     {X(softmax_first), 1, {{3, 3, 2, 2}}, -2, 2},
     {X(reshape), 1, {{3, 2, 2, 3}}, -2, 2},

@@ -66,6 +66,9 @@ TP_API tp_lazy *tp_lazy_max(tp_lazy *x, int dim, bool keep);
 TP_API tp_lazy *tp_lazy_argmax(tp_lazy *x, int dim, bool keep); /* i32; the first of equals */
 TP_API tp_lazy *tp_lazy_logsumexp(tp_lazy *x, int dim, bool keep);
 
+/* Σ x² over all elements of all `n` ≤ 255 float nodes, of any shapes: f32, one element. */
+TP_API tp_lazy *tp_lazy_sum_squares(tp_lazy *const *xs, int n);
+
 /* exp(x - max) / Σ exp(x - max) over `dim`. A slice that is all -inf gives zeros. */
 TP_API tp_lazy *tp_lazy_softmax(tp_lazy *x, int dim);
 

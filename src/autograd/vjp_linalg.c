@@ -3,6 +3,8 @@
  * matrices. A frozen matrix costs nothing. */
 #include "autograd/vjp.h"
 
+#include "ops/check.h"
+
 static tp_lazy *transposed(tp_lazy *m) {
     return tp_lazy_transpose(m, -1, -2);
 }
@@ -46,16 +48,20 @@ static void give_bias(tpi_vjp *call, int bias) {
     call->dx[bias] = tpi_unbroadcast(call->dy, tpi_vjp_like(call, bias));
 }
 
+static tp_lazy *scaled_product(tp_lazy *x, tp_lazy *m, double s) {
+    return x ? tpi_lazy_product(x, m, tp_lazy_dtype(x), s) : NULL;
+}
+
 /* y = s·x·a·b: da = xᵀ·(s·dy·bᵀ), db = (s·x·a)ᵀ·dy. */
 static void give_adapter(tpi_vjp *call, int a, int b) {
     const tpi_attr_scalar *attr = tpi_vjp_attr(call);
     if (call->wanted[a]) {
-        tp_lazy *down = tp_lazy_matmul(flat(call->dy), transposed(tpi_vjp_in(call, b)));
-        call->dx[a] = weight_gradient(tpi_vjp_in(call, 0), tpi_scaled(down, attr->s), tpi_vjp_like(call, a));
+        tp_lazy *down = scaled_product(flat(call->dy), transposed(tpi_vjp_in(call, b)), attr->s);
+        call->dx[a] = weight_gradient(tpi_vjp_in(call, 0), down, tpi_vjp_like(call, a));
     }
     if (call->wanted[b]) {
-        tp_lazy *down = tp_lazy_matmul(flat(tpi_vjp_in(call, 0)), tpi_vjp_in(call, a));
-        call->dx[b] = weight_gradient(tpi_scaled(down, attr->s), call->dy, tpi_vjp_like(call, b));
+        tp_lazy *down = scaled_product(flat(tpi_vjp_in(call, 0)), tpi_vjp_in(call, a), attr->s);
+        call->dx[b] = weight_gradient(down, call->dy, tpi_vjp_like(call, b));
     }
 }
 

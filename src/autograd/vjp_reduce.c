@@ -54,3 +54,11 @@ void tpi_vjp_softmax(tpi_vjp *call) {
     const tpi_attr_dim *attr = tpi_vjp_attr(call);
     call->dx[0] = TPI_RECORD(TPI_SOFTMAX_GRAD, ((tp_lazy *[]){tpi_vjp_out(call, 0), call->dy}), 2, *attr);
 }
+
+void tpi_vjp_sum_squares(tpi_vjp *call) {
+    for (int k = 0; k < call->node->record.n_in; k++) {
+        if (!call->wanted[k]) continue;
+        tp_lazy *x = tpi_vjp_in(call, k);
+        call->dx[k] = tp_lazy_mul(x, tp_lazy_cast(tpi_scaled(call->dy, 2.0), tp_lazy_dtype(x)));
+    }
+}

@@ -1,13 +1,28 @@
 /* Reverse rules of shape operations: each is undone by another one. */
 #include "autograd/vjp.h"
 
+#include "ops/check.h"
+
 void tpi_vjp_reshape(tpi_vjp *call) {
     const tp_lazy *x = tpi_vjp_like(call, 0);
     call->dx[0] = tp_lazy_reshape(call->dy, x->record.rank, tpi_node_shape(x));
 }
 
+/* (a·b)ᵀ = bᵀ·aᵀ: a weight's gradient by the view that a layer reads, made in the order of the weight itself. The
+ * product that it replaces is needed by nobody then. */
+static tp_lazy *transposed_product(tp_lazy *product) {
+    const tp_lazy *a = tpi_node_input(product, 0), *b = tpi_node_input(product, 1);
+    if (a->record.rank != 2 || b->record.rank != 2) return NULL;
+    const tpi_attr_matmul *attr = product->record.n_attr ? tpi_node_attr(product) : NULL;
+    return tpi_lazy_product(tp_lazy_transpose(tpi_node_input(product, 1), 0, 1),
+                            tp_lazy_transpose(tpi_node_input(product, 0), 0, 1), tp_lazy_dtype(product),
+                            attr ? attr->scale : 1.0);
+}
+
 void tpi_vjp_permute(tpi_vjp *call) {
     const tpi_attr_permute *attr = tpi_vjp_attr(call);
+    const bool swaps = call->node->record.rank == 2 && attr->dims[0] == 1;
+    if (swaps && call->dy->record.op == TPI_MATMUL && (call->dx[0] = transposed_product(call->dy))) return;
     int inverse[TP_MAX_RANK];
     for (int d = 0; d < call->node->record.rank; d++) inverse[attr->dims[d]] = d;
     call->dx[0] = tp_lazy_permute(call->dy, inverse);

@@ -47,6 +47,9 @@ bool tpi_sound_shape(tp_graph *graph, tpi_op op, int rank, const int64_t *shape)
 /* Recorders without a public builder: the sum over a set of dimensions (bit d: dimension d), and a rotation
  * by the positive or the negative angle. */
 tp_lazy *tpi_lazy_sum_dims(tp_lazy *x, uint32_t dims, bool keep);
+
+/* scale · a · b, rounded once to `dtype`. */
+tp_lazy *tpi_lazy_product(tp_lazy *a, tp_lazy *b, tp_dtype dtype, double scale);
 tp_lazy *tpi_lazy_rope(tp_lazy *x, tp_lazy *positions, tp_lazy *frequencies, tpi_attr_rope attr);
 
 #endif

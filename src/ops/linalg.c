@@ -19,7 +19,7 @@ tp_status tpi_infer_matmul(tpi_infer *call) {
     TPI_TRY(tpi_broadcast_shapes(&lead_a, &lead_b, &rank, shape));
     shape[rank++] = a->shape[a->rank - 2];
     shape[rank++] = b->shape[b->rank - 1];
-    const tpi_attr_cast *as = call->attr;
+    const tpi_attr_matmul *as = call->attr;
     return tpi_result(call, 0, as ? (tp_dtype)as->dtype : (tp_dtype)a->dtype, rank, shape);
 }
 
@@ -90,13 +90,18 @@ tp_lazy *tp_lazy_matmul(tp_lazy *a, tp_lazy *b) {
     return tpi_record_op(NULL, NULL, TPI_MATMUL, (tp_lazy *[]){a, b}, 2, NULL, 0);
 }
 
+tp_lazy *tpi_lazy_product(tp_lazy *a, tp_lazy *b, tp_dtype dtype, double scale) {
+    if (!a || (tp_lazy_dtype(a) == dtype && scale == 1.0)) return tp_lazy_matmul(a, b);
+    const tpi_attr_matmul attr = {dtype, scale};
+    return TPI_RECORD(TPI_MATMUL, ((tp_lazy *[]){a, b}), 2, attr);
+}
+
 tp_lazy *tp_lazy_matmul_as(tp_lazy *a, tp_lazy *b, tp_dtype dtype) {
-    if (!a || tp_lazy_dtype(a) == dtype) return tp_lazy_matmul(a, b);
+    if (!a) return NULL;
     if (dtype != TP_F32 && dtype != TP_BF16 && dtype != TP_F16)
         return tpi_graph_fail(tp_lazy_graph(a), TP_EDTYPE, "matmul: expected a float dtype, got %s",
                               tp_dtype_name(dtype));
-    const tpi_attr_cast attr = {dtype};
-    return TPI_RECORD(TPI_MATMUL, ((tp_lazy *[]){a, b}), 2, attr);
+    return tpi_lazy_product(a, b, dtype, 1.0);
 }
 
 tp_lazy *tp_lazy_linear(tp_lazy *x, tp_lazy *w, tp_lazy *bias) {

@@ -57,9 +57,13 @@ typedef struct tpi_attr_fill {
     int32_t rank, dtype;
     double value;
 } tpi_attr_fill;
-typedef struct tpi_attr_cast { /* cast; matmul in another dtype than that of a */
+typedef struct tpi_attr_cast {
     int64_t dtype;
 } tpi_attr_cast;
+typedef struct tpi_attr_matmul { /* none: a's dtype, unscaled */
+    int64_t dtype;
+    double scale;
+} tpi_attr_matmul;
 typedef struct tpi_attr_linear { /* activation: 0 or the tpi_op of a unary pointwise operation (planner) */
     int64_t activation;
 } tpi_attr_linear;

@@ -57,6 +57,11 @@ tp_status tpi_infer_softmax_grad(tpi_infer *call) {
     return TP_OK;
 }
 
+tp_status tpi_infer_sum_squares(tpi_infer *call) {
+    for (int k = 0; k < call->n_in; k++) TPI_TRY(tpi_expect_float(&call->in[k], "x"));
+    return tpi_result(call, 0, TP_F32, 0, NULL);
+}
+
 static tp_lazy *record_dims(tp_lazy *x, tpi_op op, uint32_t dims, bool keep) {
     const tpi_attr_reduce attr = {dims, keep};
     return TPI_RECORD(op, &x, 1, attr);
@@ -92,4 +97,9 @@ tp_lazy *tp_lazy_softmax(tp_lazy *x, int dim) {
     TPI_ATTR(tpi_attr_dim, attr);
     if (!x || !tpi_normal_dim(x, TPI_SOFTMAX, dim, &attr.dim)) return NULL;
     return TPI_RECORD(TPI_SOFTMAX, &x, 1, attr);
+}
+
+tp_lazy *tp_lazy_sum_squares(tp_lazy *const *xs, int n) {
+    if (!xs || n < 1 || !xs[0]) return NULL;
+    return tpi_record_op(NULL, NULL, TPI_SUM_SQUARES, xs, n, NULL, 0);
 }

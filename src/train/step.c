@@ -12,6 +12,7 @@
 #include <math.h>
 #include <string.h>
 
+#define MOST_TOGETHER 255 /* inputs of an operation */
 #define CLIP_EPS 1e-6 /* beside the norm in the divisor, as in PyTorch */
 
 /* ---- making ---- */
@@ -125,9 +126,10 @@ static tp_lazy *record_loss(tpi_step *step, const tpi_batch *batch, tp_lazy *see
 
 static tp_lazy *record_norm(tpi_step *step, tp_lazy *const *gradients) {
     tp_lazy *sum = NULL;
-    for (int i = 0; i < step->count; i++) {
-        tp_lazy *square = tp_lazy_sum(tp_lazy_mul(gradients[i], gradients[i]), TP_ALL_DIMS, false);
-        sum = i == 0 ? square : tp_lazy_add(sum, square);
+    for (int i = 0; i < step->count; i += MOST_TOGETHER) {
+        const int left = step->count - i;
+        tp_lazy *squares = tp_lazy_sum_squares(gradients + i, left < MOST_TOGETHER ? left : MOST_TOGETHER);
+        sum = i == 0 ? squares : tp_lazy_add(sum, squares);
     }
     return tp_lazy_sqrt(sum);
 }

@@ -216,7 +216,8 @@ static tpi_operand leading_dims(const tpi_operand *operand) {
 static void multiply_at(const tpi_launch *launch, const operands *o, int64_t a_at, int64_t b_at,
                         int64_t y_at) {
     char *scratch = matmul_scratch(launch->step, 0) ? tpi_scratch(launch) : NULL;
-    product p = {.alpha = 1, .beta = 0};
+    const tpi_attr_matmul *attr = launch->step->attr;
+    product p = {.alpha = attr ? (float)attr->scale : 1.0f, .beta = 0};
     p.a = as_matrix(&o->a, tpi_in(launch, 0), a_at, &scratch);
     p.b = as_matrix(&o->b, tpi_in(launch, 1), b_at, &scratch);
     p.c = result_matrix(&o->y, tpi_out(launch, 0), y_at, &scratch);

@@ -27,9 +27,12 @@ static void matmul_rows(const tpi_launch *launch, int64_t begin, int64_t end, in
     tpi_walk_add(&walk, &matrices, tpi_in(launch, 1), 0);
     tpi_walk_add(&walk, y, tpi_out(launch, 0), 0);
     tpi_walk_seek(&walk, begin);
+    const tpi_attr_matmul *attr = launch->step->attr;
+    const double scale = attr ? attr->scale : 1.0;
     for (int64_t row = begin; row < end; row++, tpi_walk_next(&walk))
         for (int64_t j = 0; j < n; j++)
-            tpi_put(walk.at[2], j, dot(walk.at[0], column(b, tpi_in(launch, 1), walk.at[1].offset, j), k));
+            tpi_put(walk.at[2], j,
+                    scale * dot(walk.at[0], column(b, tpi_in(launch, 1), walk.at[1].offset, j), k));
 }
 
 static tp_status matmul(const tpi_launch *launch) {

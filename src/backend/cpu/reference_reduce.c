@@ -133,9 +133,23 @@ static tp_status softmax(const tpi_launch *launch) {
     return TP_OK;
 }
 
+/* ---- squares ---- */
+
+static tp_status sum_squares(const tpi_launch *launch) {
+    double sum = 0;
+    for (int k = 0; k < launch->step->n_in; k++)
+        for (int64_t i = 0; i < tpi_in_operand(launch->step, k)->count; i++) {
+            const double x = tpi_get(tpi_cell(launch, k, i), 0);
+            sum += x * x;
+        }
+    tpi_put(tpi_cell(launch, launch->step->n_in, 0), 0, sum);
+    return TP_OK;
+}
+
 const tpi_kernel_entry tpi_reference_reduce[] = {
     {TPI_SUM, {"reference", reduce, NULL, NULL}},           {TPI_MEAN, {"reference", reduce, NULL, NULL}},
     {TPI_MAX, {"reference", reduce, NULL, NULL}},           {TPI_ARGMAX, {"reference", reduce, NULL, NULL}},
+    {TPI_SUM_SQUARES, {"reference", sum_squares, NULL, NULL}},
     {TPI_LOGSUMEXP, {"reference", reduce, NULL, NULL}},     {TPI_SOFTMAX, {"reference", softmax, NULL, NULL}},
     {TPI_SOFTMAX_GRAD, {"reference", softmax, NULL, NULL}}, TPI_KERNELS_END,
 };

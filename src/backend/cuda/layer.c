@@ -9,7 +9,7 @@ bool tpi_layer_of(const tpi_step *step, tpi_layer *out) {
     const tpi_operand *y = tpi_out_operand(step, 0);
     tpi_layer l = {.w = step->op != TPI_LORA, .y_type = (tp_dtype)y->dtype};
     if (step->op == TPI_MATMUL) {
-        if (tpi_in_operand(step, 1)->rank != 2) return false;
+        if (tpi_in_operand(step, 1)->rank != 2 || tpi_matmul_scale(step) != 1.0f) return false;
     } else if (step->op == TPI_LINEAR) {
         l.bias = step->n_in > 2 ? 2 : 0;
         l.activation = step->attr ? (tpi_op)((const tpi_attr_linear *)step->attr)->activation : TPI_LEAF;

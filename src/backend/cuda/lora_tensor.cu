@@ -351,7 +351,8 @@ tp_status tpi_cuda_thin_matmul(const tpi_launch *launch) {
     tpi_matrix x, a;
     if (!thin_matrices(launch->step, &x, &a))
         return tpi_fail(TP_EINTERNAL, "matmul: a step that was not accepted");
-    const thin_args args = args_of(launch, x, 1, a);
+    thin_args args = args_of(launch, x, 1, a);
+    args.scale = tpi_matmul_scale(launch->step);
     const tp_dtype y_type = (tp_dtype)tpi_out_operand(launch->step, 0)->dtype;
     if (!aligned(args)) {
         tpi_product plain = {};
@@ -359,7 +360,7 @@ tp_status tpi_cuda_thin_matmul(const tpi_launch *launch) {
         plain.a_type = x.dtype, plain.b_type = a.dtype, plain.c_type = y_type;
         plain.b_transposed = a.transposed;
         plain.lda = x.leading, plain.ldb = a.leading, plain.ldc = args.rank;
-        plain.alpha = 1.0f;
+        plain.alpha = args.scale;
         return tpi_cuda_tiled_product(launch, &plain, args.x, args.a, args.y);
     }
     const bool wide = y_type == TP_F32;

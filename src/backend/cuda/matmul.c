@@ -167,7 +167,7 @@ static tp_status matmul(const tpi_launch *launch) {
                            .lda = f.a.leading,
                            .ldb = f.b.leading,
                            .ldc = f.c.leading,
-                           .alpha = 1};
+                           .alpha = tpi_matmul_scale(launch->step)};
     TPI_TRY(run_batches(launch, &f.lead, product, a, b, c, workspace, p.workspace_bytes));
     if (!p.own_c) return TP_OK;
     return tpi_cuda_finish(launch, 1, y->count, (const float *)(void *)c, NULL, TP_F32, TPI_LEAF,

@@ -61,4 +61,10 @@ static inline tpi_operand tpi_last_two(const tpi_operand *operand) {
     return matrix;
 }
 
+/* What a MATMUL's result is multiplied by. */
+static inline float tpi_matmul_scale(const tpi_step *step) {
+    const tpi_attr_matmul *attr = (const tpi_attr_matmul *)step->attr;
+    return attr ? (float)attr->scale : 1.0f;
+}
+
 #endif

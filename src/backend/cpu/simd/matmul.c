@@ -55,8 +55,21 @@ static bool flat(const tpi_step *step) {
     return row_stride(a, a->rank - 1) >= 0;
 }
 
+static void scale(float *h, int64_t n, float s) {
+    for (int64_t i = 0; i < n; i += VW) {
+        int64_t part = least(VW, n - i);
+        v_put(h, TP_F32, i, v_get(h, TP_F32, i, part) * v_set(s), part);
+    }
+}
+
+static float scale_of(const tpi_step *step) {
+    const tpi_attr_matmul *attr = step->attr;
+    return attr ? (float)attr->scale : 1.0f;
+}
+
 ACCEPTS(matmul_accepts) {
     const tpi_operand *a = tpi_in_operand(step, 0), *b = tpi_in_operand(step, 1);
+    if (scale_of(step) != 1.0f && tpi_out_operand(step, 0)->dtype != TP_F32) return false; /* one rounding */
     return floats(step) && a->rank >= 2 && b->rank >= 2;
 }
 
@@ -112,6 +125,7 @@ KERNEL(matmul) {
         TPI_SIMD(gemm_batch)
         (launch->threads, &g, y->count / (g.m * g.n), batch_item, launch, tpi_scratch(launch));
     }
+    if (scale_of(step) != 1.0f) scale(tpi_out(launch, 0), y->count, scale_of(step));
     return TP_OK;
 }
 
@@ -179,13 +193,6 @@ SCRATCH(lora_scratch) {
     size_t slim = TPI_SIMD(lora_rows_scratch)(dim(y, 1), in, r);
     if (first > second) second = first;
     return whole_lines(rows * r) + (slim > second ? slim : second) * (size_t)threads;
-}
-
-static void scale(float *h, int64_t n, float s) {
-    for (int64_t i = 0; i < n; i += VW) {
-        int64_t part = least(VW, n - i);
-        v_put(h, TP_F32, i, v_get(h, TP_F32, i, part) * v_set(s), part);
-    }
 }
 
 /* h = s·x·A, then y as the sum of g's terms, h·B the last of them. */
