@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 600
 export PEERS
 CTEST = ctest --output-on-failure -j$(CTEST_JOBS) --test-dir
 
-.PHONY: help build test demo bench bench-peers test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
+.PHONY: help build test cuda test-cuda demo bench bench-peers test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
@@ -25,6 +25,17 @@ test: ## build and run every test
 	cmake --preset release -DTAPER_TESTS=ON
 	cmake --build build -j$(JOBS)
 	$(CTEST) build
+
+cuda: ## the CUDA plug-in for every architecture that it knows (needs nvcc)
+	tools/install-deps.sh build
+	cmake --preset release -DTAPER_CUDA=ON -DTAPER_CUDA_ARCHITECTURES=all
+	cmake --build build -j$(JOBS)
+
+test-cuda: ## the tests on a GPU; says that it skips where there is none
+	tools/install-deps.sh test
+	cmake --preset release -DTAPER_TESTS=ON
+	cmake --build build -j$(JOBS)
+	tests/cuda/run.sh build
 
 demo: build ## fine-tune the shipped model on the verses, show it before and after
 	tools/demo.sh

@@ -331,7 +331,9 @@ Test(devices_limited, holds_on_each_device) {
     cr_assert_eq(tpi_alloc_live(), 0);
 }
 
-Test(devices, a_gpu_that_is_not_there_is_explained, .init = engine_setup) {
+ENGINE_SUITE(devices_missing);
+
+Test(devices_missing, are_explained) {
     int count;
     cr_assert_null(tp_device_cuda(ctx, -1));
     cr_assert(strstr(tp_error_message(), "expected a number"));

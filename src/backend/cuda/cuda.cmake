@@ -2,8 +2,8 @@
 # static run-time library is linked; drivers and NVIDIA's other libraries are found when the plug-in runs.
 
 set(TAPER_CUDA AUTO CACHE STRING "the CUDA plug-in: AUTO builds it where nvcc is found, ON requires it, OFF")
-set(TAPER_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 100-real 120 CACHE STRING
-    "what the plug-in has code for; the last has PTX too, for what comes after")
+set(TAPER_CUDA_ARCHITECTURES auto CACHE STRING
+    "what the plug-in has code for: auto (the GPUs that are here, else 90a), all, or a list as CMake's")
 if(TAPER_CUDA STREQUAL "OFF")
   return()
 endif()
@@ -16,7 +16,35 @@ if(NOT CMAKE_CUDA_COMPILER)
   message(STATUS "No nvcc: the CUDA plug-in is not built")
   return()
 endif()
-set(CMAKE_CUDA_ARCHITECTURES ${TAPER_CUDA_ARCHITECTURES})
+
+# The capabilities of the GPUs that are here, as CMake names them; Hopper's own instructions want 90a.
+function(find_architectures out)
+  set(found "")
+  find_program(NVIDIA_SMI nvidia-smi)
+  if(NVIDIA_SMI)
+    execute_process(COMMAND ${NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE text ERROR_QUIET)
+    string(REGEX MATCHALL "[0-9]+[.][0-9]" found "${text}")
+    list(REMOVE_DUPLICATES found)
+    list(TRANSFORM found REPLACE "[.]" "")
+    list(TRANSFORM found REPLACE "^90$" "90a")
+    list(TRANSFORM found APPEND "-real")
+  endif()
+  if(NOT found)
+    set(found 90a-real)
+  endif()
+  set(${out} ${found} PARENT_SCOPE)
+endfunction()
+
+# What a package has; PTX of the last serves what comes after it.
+set(all_architectures 80-real 86-real 89-real 90a-real 100-real 120)
+
+if(TAPER_CUDA_ARCHITECTURES STREQUAL "auto")
+  find_architectures(CMAKE_CUDA_ARCHITECTURES)
+elseif(TAPER_CUDA_ARCHITECTURES STREQUAL "all")
+  set(CMAKE_CUDA_ARCHITECTURES ${all_architectures})
+else()
+  set(CMAKE_CUDA_ARCHITECTURES ${TAPER_CUDA_ARCHITECTURES})
+endif()
 if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
 endif()

@@ -1,0 +1,27 @@
+#!/bin/sh
+# The tests on a GPU, then the case table under compute-sanitizer where that is installed.
+#
+#   tests/cuda/run.sh BUILD
+#
+# Where there is no GPU each says why it skips, and that is no failure.
+set -eu
+build=$1
+export LD_LIBRARY_PATH="$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+
+run() {
+    printf '%s\n' "== $*"
+    status=0
+    "$@" || status=$?
+    [ "$status" -eq 0 ] || [ "$status" -eq 77 ] || exit "$status"
+    [ "$status" -eq 0 ]
+}
+
+if ! run "$build/tests/cuda_cases"; then exit 0; fi
+run "$build/tests/cuda_engine"
+if ! command -v compute-sanitizer >/dev/null; then
+    echo "skipped: compute-sanitizer is not installed"
+    exit 0
+fi
+for tool in memcheck racecheck initcheck; do
+    run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_cases"
+done
