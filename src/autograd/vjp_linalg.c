@@ -48,21 +48,18 @@ static void give_bias(tpi_vjp *call, int bias) {
     call->dx[bias] = tpi_unbroadcast(call->dy, tpi_vjp_like(call, bias));
 }
 
+/* s · x · m over all rows. */
 static tp_lazy *scaled_product(tp_lazy *x, tp_lazy *m, double s) {
-    return x ? tpi_lazy_product(x, m, tp_lazy_dtype(x), s) : NULL;
+    return x ? tpi_lazy_product(flat(x), m, tp_lazy_dtype(x), s) : NULL;
 }
 
-/* y = s·x·a·b: da = xᵀ·(s·dy·bᵀ), db = (s·x·a)ᵀ·dy. */
-static void give_adapter(tpi_vjp *call, int a, int b) {
-    const tpi_attr_scalar *attr = tpi_vjp_attr(call);
-    if (call->wanted[a]) {
-        tp_lazy *down = scaled_product(flat(call->dy), transposed(tpi_vjp_in(call, b)), attr->s);
-        call->dx[a] = weight_gradient(tpi_vjp_in(call, 0), down, tpi_vjp_like(call, a));
-    }
-    if (call->wanted[b]) {
-        tp_lazy *down = scaled_product(flat(tpi_vjp_in(call, 0)), tpi_vjp_in(call, a), attr->s);
-        call->dx[b] = weight_gradient(down, call->dy, tpi_vjp_like(call, b));
-    }
+/* y = s·x·a·b: da = xᵀ·up with up = s·dy·bᵀ, db = downᵀ·dy with down = s·x·a. */
+static void give_a(tpi_vjp *call, int a, tp_lazy *up) {
+    call->dx[a] = weight_gradient(tpi_vjp_in(call, 0), up, tpi_vjp_like(call, a));
+}
+
+static void give_b(tpi_vjp *call, int b, tp_lazy *down) {
+    call->dx[b] = weight_gradient(down, call->dy, tpi_vjp_like(call, b));
 }
 
 void tpi_vjp_linear(tpi_vjp *call) {
@@ -76,9 +73,11 @@ void tpi_vjp_lora(tpi_vjp *call) {
     if (call->wanted[0])
         call->dx[0] = tp_lazy_lora_fused(call->dy, transposed(tpi_vjp_in(call, 2)),
                                          transposed(tpi_vjp_in(call, 1)), attr->s);
-    give_adapter(call, 1, 2);
+    if (call->wanted[1]) give_a(call, 1, scaled_product(call->dy, transposed(tpi_vjp_in(call, 2)), attr->s));
+    if (call->wanted[2]) give_b(call, 2, scaled_product(tpi_vjp_in(call, 0), tpi_vjp_in(call, 1), attr->s));
 }
 
+/* The low-rank products are by-products: the forward layer's output 1 is s·x·a, that of the input's gradient s·dy·bᵀ. */
 void tpi_vjp_linear_lora(tpi_vjp *call) {
     const tpi_attr_scalar *attr = tpi_vjp_attr(call);
     if (call->wanted[0]) {
@@ -87,6 +86,10 @@ void tpi_vjp_linear_lora(tpi_vjp *call) {
         call->dx[0] = tp_lazy_linear_lora(call->dy, w, b, a, attr->s, NULL);
     }
     if (call->wanted[1]) give_weight(call, 1);
-    give_adapter(call, 2, 3);
+    if (call->wanted[2])
+        give_a(call, 2,
+               call->wanted[0] ? tpi_record_part(call->dx[0], 1)
+                               : scaled_product(call->dy, transposed(tpi_vjp_in(call, 3)), attr->s));
+    if (call->wanted[3]) give_b(call, 3, tpi_vjp_out(call, 1));
     if (wants(call, 4)) give_bias(call, 4);
 }

@@ -2,18 +2,24 @@
  *
  * The trick is that few plans serve all of it. A chunk is padded to a power of two; its padding writes keys
  * and values that no earlier position sees and that later tokens overwrite. The cache's capacity is a power
- * of two as well and doubles when it is full. What changes from row to row is in three small tensors. */
+ * of two as well and doubles when it is full. What changes from row to row is in three small tensors.
+ *
+ * A greedy choice is a part of the pass and becomes the next pass's token where it is made. So a device that
+ * works by itself gets the next pass before the host has read the choice, and waits for nobody; a text that
+ * ends by its own leaves one pass that nobody reads. */
 #include "generate/sampling.h"
 #include "generate/stream.h"
 #include "taper/ops.h"
 
 #include "core/alloc.h"
+#include "core/device.h"
 #include "core/error.h"
 
 #include <string.h>
 #include <time.h>
 
-#define LONGEST_CHUNK  256
+#define LONGEST_CHUNK  2048 /* on a device that rereads its weights for every chunk */
+#define HOST_CHUNK     256  /* on the host, whose caches hold a chunk's activations; most that is padded */
 #define SHORTEST_CHUNK 16
 #define LEAST_CAPACITY 64
 
@@ -24,10 +30,17 @@ struct tp_generator {
     int adapter_count;
     int64_t vocab;
     tp_graph *graph;
-    tp_kv_cache *cache;             /* NULL before the first prompt */
-    tp_tensor *token, *start, *row; /* i32 [1, 1], [1], [1] */
-    float *scores;                  /* the logits of one position, on the host */
+    tp_kv_cache *cache;     /* NULL before the first prompt */
+    tp_tensor *token;       /* i32 [1, 1]: the next pass's, state that a greedy pass assigns */
+    tp_tensor *start, *row; /* i32 [1] */
+    float *scores;          /* the logits of one position, on the host */
 };
+
+/* What a pass leaves of its last position. Owned. */
+typedef struct outcome {
+    tp_tensor *logits;          /* f32, vocab elements; NULL where the choice is greedy: */
+    tp_tensor *likeliest, *top; /* i32 [1], and its logit [1] */
+} outcome;
 
 /* One generation. */
 typedef struct run {
@@ -37,8 +50,10 @@ typedef struct run {
     void *user;
     tpi_sampler sampler;
     tpi_stream stream;
-    tp_tensor *logits; /* owned, [1, vocab]: of the last position */
-    int64_t position;  /* tokens in the cache */
+    bool greedy;      /* the pass chooses */
+    bool ahead;       /* the next pass begins before the choice is read */
+    outcome outcome;  /* of the last pass */
+    int64_t position; /* tokens in the cache */
     int64_t tokens;
     tp_generate_end end;
 } run;
@@ -142,58 +157,107 @@ static tp_status reserve(tp_generator *g, int64_t position, int64_t wanted) {
 
 /* ---- the model ---- */
 
-/* Runs the model over tokens i32 [1, T] at the cache's end; the logits are those of row `row`. */
-static tp_status forward(run *r, tp_tensor *tokens, int32_t row) {
-    tp_generator *g = r->generator;
-    const int32_t start = (int32_t)r->position;
-    TPI_TRY(tp_tensor_write(g->start, &start, sizeof start));
-    TPI_TRY(tp_tensor_write(g->row, &row, sizeof row));
-    tp_tensor_release(r->logits);
-    r->logits = NULL;
-    tp_graph_reset(g->graph);
+static void release_outcome(outcome *o) {
+    tp_tensor_release(o->logits);
+    tp_tensor_release(o->likeliest);
+    tp_tensor_release(o->top);
+    *o = (outcome){0};
+}
+
+/* Records the pass over tokens i32 [1, T]; the logits are those of row `g->row`, or of the only one. */
+static tp_lazy *record_pass(run *r, tp_tensor *tokens) {
+    const tp_generator *g = r->generator;
     tp_forward f = TP_FORWARD_INIT;
     f.tokens = tp_lazy_from_tensor(g->graph, tokens);
     f.start = tp_lazy_from_tensor(g->graph, g->start);
-    f.rows = tp_lazy_from_tensor(g->graph, g->row);
+    f.rows = tp_tensor_size(tokens, 1) > 1 ? tp_lazy_from_tensor(g->graph, g->row) : NULL;
     f.cache = g->cache;
     f.adapters = g->adapters;
     f.adapter_count = g->adapter_count;
-    tp_lazy *logits = tp_model_forward_lazy(g->model, &f);
-    tp_status status = tp_graph_eval(g->graph, &logits, 1, &r->logits);
+    return tp_lazy_reshape(tp_model_forward_lazy(g->model, &f), 1, &g->vocab);
+}
+
+static tp_status evaluate_pass(run *r, tp_lazy *logits) {
+    tp_generator *g = r->generator;
+    if (!r->greedy) {
+        tp_lazy *wide = tp_lazy_cast(logits, TP_F32);
+        return tp_graph_eval(g->graph, &wide, 1, &r->outcome.logits);
+    }
+    tp_lazy *choice[] = {tp_lazy_argmax(logits, 0, true), tp_lazy_max(logits, 0, true)};
+    tp_tensor *results[2];
+    tp_lazy_assign(tp_lazy_from_tensor(g->graph, g->token), tp_lazy_reshape(choice[0], 2, (int64_t[]){1, 1}));
+    TPI_TRY(tp_graph_eval(g->graph, choice, 2, results));
+    r->outcome = (outcome){NULL, results[0], results[1]};
+    return TP_OK;
+}
+
+static tp_status run_pass(run *r, tp_tensor *tokens) {
+    tp_generator *g = r->generator;
+    const int32_t start = (int32_t)r->position;
+    TPI_TRY(tp_tensor_write(g->start, &start, sizeof start));
+    release_outcome(&r->outcome);
+    tp_graph_reset(g->graph);
+    tp_status status = evaluate_pass(r, record_pass(r, tokens));
     tp_graph_reset(g->graph);
     return status;
 }
 
-/* Up to LONGEST_CHUNK tokens of the prompt, padded. */
+/* Tokens of the prompt, padded. */
 static tp_status read_chunk(run *r, const int32_t *ids, int64_t count) {
     tp_generator *g = r->generator;
     int32_t padded[LONGEST_CHUNK] = {0};
+    const int32_t row = (int32_t)count - 1;
     memcpy(padded, ids, (size_t)count * sizeof *ids);
     const int64_t shape[] = {1, count == 1 ? 1 : round_up(SHORTEST_CHUNK, count)};
     TPI_TRY(reserve(g, r->position, r->position + shape[1]));
+    TPI_TRY(tp_tensor_write(g->row, &row, sizeof row));
     tp_tensor *tokens;
     TPI_TRY(tp_tensor_from_data(tp_model_device(g->model), TP_I32, 2, shape, padded, &tokens));
-    tp_status status = forward(r, tokens, (int32_t)count - 1);
+    tp_status status = run_pass(r, tokens);
     tp_tensor_release(tokens);
     r->position += count;
     return status;
 }
 
+/* The next chunk of `left` tokens: as long as may be without padding, the last few padded. */
+static int64_t chunk_of(const tp_generator *g, int64_t left) {
+    const int64_t longest = tpi_is_host(tp_model_device(g->model)) ? HOST_CHUNK : LONGEST_CHUNK;
+    int64_t chunk = HOST_CHUNK;
+    if (left < chunk) return left;
+    while (chunk < longest && 2 * chunk <= left) chunk *= 2;
+    return chunk;
+}
+
 static tp_status read_prompt(run *r, const int32_t *ids, size_t count) {
-    for (size_t at = 0; at < count; at += LONGEST_CHUNK) {
-        const size_t left = count - at;
-        TPI_TRY(read_chunk(r, ids + at, left < LONGEST_CHUNK ? (int64_t)left : LONGEST_CHUNK));
+    for (size_t at = 0; at < count;) {
+        const int64_t chunk = chunk_of(r->generator, (int64_t)(count - at));
+        TPI_TRY(read_chunk(r, ids + at, chunk));
+        at += (size_t)chunk;
     }
     return TP_OK;
 }
 
-static tp_status read_token(run *r, int32_t id) {
+/* The pass over the token that g->token holds. */
+static tp_status read_token(run *r) {
     tp_generator *g = r->generator;
     TPI_TRY(reserve(g, r->position, r->position + 1));
-    TPI_TRY(tp_tensor_write(g->token, &id, sizeof id));
-    TPI_TRY(forward(r, g->token, 0));
+    TPI_TRY(run_pass(r, g->token));
     r->position++;
     return TP_OK;
+}
+
+/* The token that a pass led to. One that the host draws becomes the next pass's. */
+static tp_status choose(run *r, const outcome *o, int32_t *id) {
+    tp_generator *g = r->generator;
+    float top;
+    if (!r->greedy) {
+        TPI_TRY(tp_tensor_read(o->logits, TP_F32, g->scores, (size_t)g->vocab * sizeof(float)));
+        TPI_TRY(tpi_sampler_next(&r->sampler, g->scores, id));
+        return tp_tensor_write(g->token, id, sizeof *id);
+    }
+    TPI_TRY(tp_tensor_read(o->likeliest, TP_I32, id, sizeof *id));
+    TPI_TRY(tp_tensor_read(o->top, TP_F32, &top, sizeof top));
+    return tpi_sampler_see_choice(&r->sampler, *id, top);
 }
 
 /* ---- the loop ---- */
@@ -211,15 +275,24 @@ static bool give(run *r, int32_t id, const char *text, size_t length) {
     return !r->callback || r->callback(r->user, id, text, length);
 }
 
+/* The next token, with the pass behind it begun where that goes ahead. */
+static tp_status next_token(run *r, int32_t *id) {
+    outcome now = r->outcome;
+    tp_status status = TP_OK;
+    r->outcome = (outcome){0};
+    if (r->ahead && r->tokens + 1 < r->options.max_tokens) status = read_token(r);
+    if (status == TP_OK) status = choose(r, &now, id);
+    release_outcome(&now);
+    return status;
+}
+
 /* Chooses tokens until one of the ends; r->end says which. */
 static tp_status generate_tokens(run *r) {
-    const tp_generator *g = r->generator;
     const char *text;
     size_t length;
     int32_t id;
     for (r->end = TP_END_LENGTH; r->tokens < r->options.max_tokens;) {
-        TPI_TRY(tp_tensor_read(r->logits, TP_F32, g->scores, (size_t)g->vocab * sizeof(float)));
-        TPI_TRY(tpi_sampler_next(&r->sampler, g->scores, &id));
+        TPI_TRY(next_token(r, &id));
         if (ends_text(r, id)) {
             r->end = TP_END_TOKEN;
             return TP_OK;
@@ -234,7 +307,7 @@ static tp_status generate_tokens(run *r) {
             r->end = TP_END_STOP;
             return TP_OK;
         }
-        if (r->tokens < r->options.max_tokens) TPI_TRY(read_token(r, id));
+        if (!r->ahead && r->tokens < r->options.max_tokens) TPI_TRY(read_token(r));
     }
     return TP_OK;
 }
@@ -284,11 +357,13 @@ tp_status tp_generate_ids(tp_generator *g, const int32_t *ids, size_t count,
     run r = {.generator = g, .options = options ? *options : defaults, .callback = callback, .user = user};
     TPI_TRY(tpi_sampling_check(&r.options));
     TPI_TRY(check_ids(g, ids, count));
+    r.greedy = r.options.temperature == 0 && r.options.repetition_penalty == 1;
+    r.ahead = r.greedy && !tpi_is_host(tp_model_device(g->model));
     tp_status status = tpi_stream_init(&r.stream, g->tokenizer, &r.options);
     if (status == TP_OK) status = tpi_sampler_init(&r.sampler, &r.options, g->vocab);
     for (size_t i = 0; status == TP_OK && i < count; i++) tpi_sampler_see(&r.sampler, ids[i]);
     if (status == TP_OK) status = run_generation(&r, ids, count, stats);
-    tp_tensor_release(r.logits);
+    release_outcome(&r.outcome);
     tpi_sampler_clear(&r.sampler);
     tpi_stream_clear(&r.stream);
     return status;

@@ -157,17 +157,29 @@ static int32_t draw(tpi_sampler *s, float top) {
     return s->candidates[at].id;
 }
 
+static tp_status check_top(int64_t id, float logit) {
+    if (isnan(logit))
+        return tpi_fail(TP_ENONFINITE, "generate: the logit of token %lld is NaN", (long long)id);
+    if (!isfinite(logit))
+        return tpi_fail(TP_ENONFINITE, "generate: the largest logit, of token %lld, is %g", (long long)id,
+                        (double)logit);
+    return TP_OK;
+}
+
+tp_status tpi_sampler_see_choice(tpi_sampler *s, int32_t id, float logit) {
+    TPI_TRY(check_top(id, logit));
+    tpi_sampler_see(s, id);
+    return TP_OK;
+}
+
 tp_status tpi_sampler_next(tpi_sampler *s, const float *logits, int32_t *id) {
     memcpy(s->scores, logits, (size_t)s->vocab * sizeof *logits);
     for (int64_t i = 0; i < s->vocab; i++)
-        if (isnan(logits[i]))
-            return tpi_fail(TP_ENONFINITE, "generate: the logit of token %lld is NaN", (long long)i);
+        if (isnan(logits[i])) return check_top(i, logits[i]);
     penalise(s);
     const int64_t best = likeliest(s->scores, s->vocab);
     const float top = s->scores[best];
-    if (!isfinite(top))
-        return tpi_fail(TP_ENONFINITE, "generate: the largest logit, of token %lld, is %g", (long long)best,
-                        (double)top);
+    TPI_TRY(check_top(best, top));
     *id = s->options.temperature > 0 ? draw(s, top) : (int32_t)best;
     tpi_sampler_see(s, *id);
     return TP_OK;

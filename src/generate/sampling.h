@@ -31,6 +31,9 @@ void tpi_sampler_clear(tpi_sampler *sampler); /* of a zeroed one: nothing */
 /* A token that the repetition penalty counts; id in [0, vocab). */
 void tpi_sampler_see(tpi_sampler *sampler, int32_t id);
 
+/* Sees a greedy choice that was made elsewhere, with its logit. TP_ENONFINITE as below. */
+tp_status tpi_sampler_see_choice(tpi_sampler *sampler, int32_t id, float logit);
+
 /* Chooses from logits [vocab] and sees the choice. TP_ENONFINITE if one is NaN or +inf, or all are -inf. */
 tp_status tpi_sampler_next(tpi_sampler *sampler, const float *logits, int32_t *id);
 

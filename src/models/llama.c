@@ -50,10 +50,9 @@ static tp_lazy *split_heads(const pass *p, tp_lazy *x, int64_t heads) {
     return tp_lazy_reshape(x, 4, (int64_t[]){p->batch, p->length, heads, p->model->config.head_dim});
 }
 
-/* Queries or keys: projected, split, normalised where the family does, rotated by their positions. */
-static tp_lazy *rotated(const pass *p, tp_lazy *x, int64_t layer, tpi_linear_kind kind, int64_t heads,
-                        tpi_slot head_norm) {
-    tp_lazy *y = split_heads(p, project(p, x, layer, kind), heads);
+/* Queries or keys: split, normalised where the family does, rotated by their positions. */
+static tp_lazy *rotated(const pass *p, tp_lazy *x, int64_t layer, int64_t heads, tpi_slot head_norm) {
+    tp_lazy *y = split_heads(p, x, heads);
     if (p->model->config.family->qk_norm) y = norm(p, y, layer, head_norm);
     return tp_lazy_rope(y, p->positions, p->frequencies, TP_ROPE_HALF);
 }
@@ -66,9 +65,12 @@ static tp_lazy *remember(const pass *p, tp_tensor *state, tp_lazy *x) {
 
 static tp_lazy *attention(const pass *p, tp_lazy *x, int64_t layer) {
     const tpi_model_config *c = &p->model->config;
-    tp_lazy *q = rotated(p, x, layer, TPI_LINEAR_Q, c->heads, TPI_SLOT_Q_NORM);
-    tp_lazy *k = rotated(p, x, layer, TPI_LINEAR_K, c->kv_heads, TPI_SLOT_K_NORM);
-    tp_lazy *v = split_heads(p, project(p, x, layer, TPI_LINEAR_V), c->kv_heads);
+    /* Products of one x follow each other, so that a backend may make them together. */
+    tp_lazy *q = project(p, x, layer, TPI_LINEAR_Q), *k = project(p, x, layer, TPI_LINEAR_K),
+            *v = project(p, x, layer, TPI_LINEAR_V);
+    q = rotated(p, q, layer, c->heads, TPI_SLOT_Q_NORM);
+    k = rotated(p, k, layer, c->kv_heads, TPI_SLOT_K_NORM);
+    v = split_heads(p, v, c->kv_heads);
     if (p->forward->cache) {
         k = remember(p, p->forward->cache->keys[layer], k);
         v = remember(p, p->forward->cache->values[layer], v);

@@ -48,13 +48,13 @@ static tp_status expect_bias(const tpi_infer *call, int k, int64_t out) {
     return tpi_expect_shape(&call->in[k], "bias", 1, &out);
 }
 
-/* x's shape with `features` in the last dimension. */
-static tp_status result_rows(tpi_infer *call, int64_t features) {
+/* Output k has x's shape with `features` in the last dimension. */
+static tp_status result_rows(tpi_infer *call, int k, int64_t features) {
     const tpi_signature *x = &call->in[0];
     int64_t shape[TP_MAX_RANK];
     tpi_copy_shape(x, shape);
     shape[x->rank - 1] = features;
-    return tpi_result(call, 0, (tp_dtype)x->dtype, x->rank, shape);
+    return tpi_result(call, k, (tp_dtype)x->dtype, x->rank, shape);
 }
 
 tp_status tpi_infer_linear(tpi_infer *call) {
@@ -63,7 +63,7 @@ tp_status tpi_infer_linear(tpi_infer *call) {
     TPI_TRY(expect_rows(&call->in[0], &in));
     TPI_TRY(expect_matrix(w, "w", in, -1));
     TPI_TRY(expect_bias(call, 2, w->shape[1]));
-    return result_rows(call, w->shape[1]);
+    return result_rows(call, 0, w->shape[1]);
 }
 
 tp_status tpi_infer_lora(tpi_infer *call) {
@@ -72,9 +72,10 @@ tp_status tpi_infer_lora(tpi_infer *call) {
     TPI_TRY(expect_rows(&call->in[0], &in));
     TPI_TRY(expect_matrix(a, "a", in, -1));
     TPI_TRY(expect_matrix(b, "b", a->shape[1], -1));
-    return result_rows(call, b->shape[1]);
+    return result_rows(call, 0, b->shape[1]);
 }
 
+/* Output 1 is scale · x · a: what the gradient of b is made of. */
 tp_status tpi_infer_linear_lora(tpi_infer *call) {
     const tpi_signature *w = &call->in[1], *a = &call->in[2], *b = &call->in[3];
     int64_t in;
@@ -83,7 +84,8 @@ tp_status tpi_infer_linear_lora(tpi_infer *call) {
     TPI_TRY(expect_matrix(a, "a", in, -1));
     TPI_TRY(expect_matrix(b, "b", a->shape[1], w->shape[1]));
     TPI_TRY(expect_bias(call, 4, w->shape[1]));
-    return result_rows(call, w->shape[1]);
+    TPI_TRY(result_rows(call, 1, a->shape[1]));
+    return result_rows(call, 0, w->shape[1]);
 }
 
 tp_lazy *tp_lazy_matmul(tp_lazy *a, tp_lazy *b) {

@@ -304,12 +304,16 @@ static void finish_rows(void *arg, int64_t begin, int64_t end) {
 
 static void add_low_rank(const tpi_launch *launch, const layer *l, const matrix *x, const matrix *y,
                          char **scratch) {
+    /* Scaled here, so that it can be given as it is. */
     matrix xa = {(float *)*scratch, y->rows, l->rank, l->rank, false};
     *scratch += round_up((size_t)(xa.rows * xa.columns) * sizeof(float));
     matrix a = as_matrix(tpi_in_operand(launch->step, l->a), tpi_in(launch, l->a), 0, scratch);
     matrix b = as_matrix(tpi_in_operand(launch->step, l->b), tpi_in(launch, l->b), 0, scratch);
-    if (l->rank) multiply_on(launch->threads, (product){*x, a, xa, 1, 0});
-    multiply_on(launch->threads, (product){xa, b, *y, l->scale, l->w ? 1 : 0});
+    if (l->rank) multiply_on(launch->threads, (product){*x, a, xa, l->scale, 0});
+    multiply_on(launch->threads, (product){xa, b, *y, 1, l->w ? 1 : 0});
+    if (launch->step->n_out < 2 || !tpi_out(launch, 1)) return;
+    const tpi_operand *h = tpi_out_operand(launch->step, 1);
+    for (int64_t i = 0; i < h->count; i++) tpi_store_f32(tpi_out(launch, 1), (tp_dtype)h->dtype, i, xa.data[i]);
 }
 
 static tp_status run_layer(const tpi_launch *launch) {

@@ -101,11 +101,15 @@ static void lora_rows(const tpi_launch *launch, int64_t begin, int64_t end, int 
     double *xa = (double *)tpi_scratch(launch) + piece * l.rank;
     tpi_vec bias = {0};
     if (l.bias > 0) bias = tpi_vec_of(tpi_in_operand(step, l.bias), tpi_in(launch, l.bias));
+    tpi_vec h = {0}; /* scale·x·a, where it is wanted */
+    if (step->n_out > 1) h = (tpi_vec){tpi_out(launch, 1), (tp_dtype)tpi_out_operand(step, 1)->dtype, 0, 1};
     tpi_walk walk = walk_features(launch);
     tpi_walk_seek(&walk, begin);
     for (int64_t row = begin; row < end; row++, tpi_walk_next(&walk)) {
-        for (int64_t r = 0; r < l.rank; r++)
+        for (int64_t r = 0; r < l.rank; r++) {
             xa[r] = dot(walk.at[0], column(a, tpi_in(launch, l.a), 0, r), a->shape[0]);
+            if (h.data) tpi_put(h, row * l.rank + r, l.scale * xa[r]);
+        }
         for (int64_t j = 0; j < walk.length; j++) {
             tpi_vec b_column = column(b, tpi_in(launch, l.b), 0, j);
             double sum = 0;

@@ -5,9 +5,7 @@
  * exp(score - lse) and dS = P·(dout·vᵀ - Σ dout·out), a result is a sum of P or dS, as they lie in registers,
  * times the columns' own rows. So nothing goes through memory, no sum is shared between blocks, and the same
  * bits come out each time; the price is that scores are computed twice. */
-#include "backend/cuda/attention.cuh"
-
-#define COLUMNS 64 /* a tile */
+#include "backend/cuda/attention_grad.cuh"
 
 template <int D, bool KEYS> struct pass_shape {
     static constexpr int WARPS = KEYS && D == 128 ? 8 : 4, THREADS = 32 * WARPS, ROWS = 16 * WARPS;
@@ -15,37 +13,6 @@ template <int D, bool KEYS> struct pass_shape {
     static constexpr int TILE = COLUMNS * D, STAGE = 2 * TILE;
     static constexpr int BYTES = 2 * (STAGE * 2 + COLUMNS * (int)sizeof(query_cell));
 };
-
-/* What a block works at. */
-struct pass_block {
-    int b, first; /* sequence; first row */
-    int heads, h; /* query heads, from this one on */
-    int g;        /* their key head */
-    sight view;
-    range columns; /* from a tile's begin on */
-};
-
-template <int D, bool KEYS> static __device__ __forceinline__ pass_block block_of(const attention_grad &p) {
-    constexpr int ROWS = pass_shape<D, KEYS>::ROWS;
-    pass_block w;
-    if (KEYS) { /* the first keys are seen by most queries */
-        const int lines = p.batches * p.groups * p.parts, line = blockIdx.x % lines;
-        const int heads = (p.share + p.parts - 1) / p.parts, part = line % p.parts;
-        w.g = line / p.parts % p.groups, w.b = line / p.parts / p.groups;
-        w.first = blockIdx.x / lines * ROWS;
-        w.h = w.g * p.share + part * heads, w.heads = min(heads, p.share - part * heads);
-    } else { /* the last queries see most keys */
-        const int lines = p.batches * p.heads, line = blockIdx.x % lines,
-                  tiles = (p.queries + ROWS - 1) / ROWS;
-        w.b = line / p.heads, w.h = line % p.heads, w.heads = 1, w.g = w.h / p.share;
-        w.first = (tiles - 1 - (int)(blockIdx.x / lines)) * ROWS;
-    }
-    w.view = sight_of(p, w.b);
-    w.columns = KEYS ? queries_seeing(p, w.view, {w.first, min(w.first + ROWS, p.keys)})
-                     : keys_seen(p, w.view, {w.first, min(w.first + ROWS, p.queries)});
-    w.columns.begin = w.columns.begin / COLUMNS * COLUMNS;
-    return w;
-}
 
 /* Begins to copy columns c ... c+63 of head h: rows of the right operands and, of queries, their cells. */
 template <typename T, int D, bool KEYS>
@@ -173,29 +140,6 @@ static __device__ __forceinline__ void load_rows(const attention_grad &p, const 
     __syncthreads(); /* the tiles' memory is free */
 }
 
-/* A warp's 16 rows of a result: as they are stored, or this part's share of them in f32. */
-template <typename T, int D>
-static __device__ __forceinline__ void store_sums(const attention_grad &p, const head_rows &to,
-                                                  float *partial, T *tile, const float (&x)[D / 8][4],
-                                                  float factor, int b, int head, int row, int rows) {
-    if (!to.data || row >= rows) return;
-    if (!partial) {
-        store_rows<T, D>(tile, x, factor, factor, row_at<T>(to, b, row, head), to.token, rows - row, p.size);
-        return;
-    }
-    const int lane = threadIdx.x & 31, column = 2 * (lane & 3);
-    float *at = partial + b * to.batch + head * to.head;
-#pragma unroll
-    for (int j = 0; j < D / 8; j++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int r = row + (lane >> 2) + 8 * half, d = 8 * j + column;
-            if (r < rows && d < p.size)
-                *(float2 *)(at + r * to.token + d) =
-                    make_float2(x[j][2 * half] * factor, x[j][2 * half + 1] * factor);
-        }
-}
-
 template <typename T, int D, bool KEYS>
 static __global__ void __launch_bounds__(pass_shape<D, KEYS>::THREADS, pass_shape<D, KEYS>::BLOCKS)
     attention_grad_mma(const __grid_constant__ attention_grad p) {
@@ -203,7 +147,7 @@ static __global__ void __launch_bounds__(pass_shape<D, KEYS>::THREADS, pass_shap
     extern __shared__ __align__(256) unsigned char shared[];
     T *tiles = (T *)shared;
     query_cell *cells = (query_cell *)(tiles + 2 * shape::STAGE);
-    const pass_block w = block_of<D, KEYS>(p);
+    const pass_block w = block_of<shape::ROWS, KEYS>(p);
     const int row = w.first + (threadIdx.x >> 5) * 16;
     const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS, total = a_head * w.heads;
     pass_sums<D, KEYS> a = {};
@@ -328,26 +272,27 @@ static void enqueue_pass(const attention_grad &p, cudaStream_t stream) {
     kernel<<<(unsigned)blocks, shape::THREADS, shape::BYTES, stream>>>(p);
 }
 
-template <typename T, int D> static void enqueue(const attention_grad &p, cudaStream_t stream) {
+template <typename T, int D> static void enqueue(const tpi_launch *launch, const attention_grad &p) {
+    cudaStream_t stream = tpi_cuda_of(launch)->stream;
     const int64_t count = p.keys * p.dk.token * p.batches;
-    if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, stream);
+    if ((p.dk.data || p.dv.data) && !tpi_cuda_attention_grad_wgmma(launch, p, true))
+        enqueue_pass<T, D, true>(p, stream);
     if (p.parts > 1) join_parts<T><<<dim3((unsigned)tpi_div_up(count, 1024), 2), 256, 0, stream>>>(p, count);
-    if (p.dq.data) enqueue_pass<T, D, false>(p, stream);
+    if (p.dq.data && !tpi_cuda_attention_grad_wgmma(launch, p, false)) enqueue_pass<T, D, false>(p, stream);
 }
 
 static tp_status run_mma(const tpi_launch *launch) {
     attention_grad p = attention_grad_of(launch);
-    cudaStream_t stream = tpi_cuda_of(launch)->stream;
     const head_rows *rows[] = {&p.q, &p.k, &p.v, &p.dout, &p.dq, &p.dk, &p.dv};
     for (const head_rows *x : rows)
         if (x->data && !rows_aligned(*x)) return tpi_cuda_attention_exact_grad(launch);
     p.parts = p.dk.data || p.dv.data ? group_parts(launch->step) : 1;
     p.partial = (float *)((char *)p.cells + attention_cell_bytes(launch->step));
-    tpi_cuda_attention_cells(p, stream);
+    tpi_cuda_attention_cells(p, tpi_cuda_of(launch)->stream);
     if (p.q.dtype == TP_BF16)
-        p.size <= 64 ? enqueue<__nv_bfloat16, 64>(p, stream) : enqueue<__nv_bfloat16, 128>(p, stream);
+        p.size <= 64 ? enqueue<__nv_bfloat16, 64>(launch, p) : enqueue<__nv_bfloat16, 128>(launch, p);
     else
-        p.size <= 64 ? enqueue<__half, 64>(p, stream) : enqueue<__half, 128>(p, stream);
+        p.size <= 64 ? enqueue<__half, 64>(launch, p) : enqueue<__half, 128>(launch, p);
     return tpi_cuda_launched(launch);
 }
 

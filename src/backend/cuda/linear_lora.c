@@ -14,8 +14,10 @@ static bool accepts(const tpi_step *step) {
 }
 
 static size_t scratch(const tpi_step *step, int threads) {
-    (void)step, (void)threads;
-    return TPI_PRODUCT_WORKSPACE;
+    (void)threads;
+    tpi_layer l;
+    const size_t bytes = tpi_layer_of(step, &l) ? tpi_cuda_lora_hopper_scratch(&l) : 0;
+    return bytes > TPI_PRODUCT_WORKSPACE ? bytes : TPI_PRODUCT_WORKSPACE;
 }
 
 static tp_status linear_lora(const tpi_launch *launch) {
@@ -23,6 +25,7 @@ static tp_status linear_lora(const tpi_launch *launch) {
     if (tpi_out_operand(launch->step, 0)->count == 0) return TP_OK;
     if (!tpi_layer_of(launch->step, &l))
         return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
+    if (tpi_cuda_lora_hopper_fits(launch, &l)) return tpi_cuda_lora_hopper(launch, &l);
     TPI_TRY(tpi_cuda_lora_tensor(launch));
     tpi_product product = {.m = l.m,
                            .n = l.n,
@@ -42,9 +45,29 @@ static tp_status linear_lora(const tpi_launch *launch) {
                             tpi_scratch(launch), TPI_PRODUCT_WORKSPACE);
 }
 
+/* Output 1, scale · x · a, for whom it is wanted. */
+static tp_status give_low_rank(const tpi_launch *launch) {
+    tpi_layer l;
+    if (!tpi_wants_low_rank(launch->step)) return TP_OK;
+    if (!tpi_layer_of(launch->step, &l))
+        return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
+    return tpi_cuda_thin_product(launch, &l.mx, l.a, &l.ma, l.scale, tpi_out(launch, 1),
+                                 (tp_dtype)tpi_out_operand(launch->step, 1)->dtype);
+}
+
+static tp_status tensor(const tpi_launch *launch) {
+    TPI_TRY(linear_lora(launch));
+    return give_low_rank(launch);
+}
+
+static tp_status layer(const tpi_launch *launch) {
+    TPI_TRY(tpi_cuda_layer(launch));
+    return give_low_rank(launch);
+}
+
 const tpi_kernel_entry tpi_cuda_linear_lora[] = {
-    {TPI_LINEAR_LORA, {"cuda-tensor", linear_lora, accepts, scratch}},
-    {TPI_LINEAR_LORA, {"cublaslt", tpi_cuda_layer, tpi_cuda_layer_in_library, tpi_cuda_layer_scratch}},
-    {TPI_LINEAR_LORA, {"cuda", tpi_cuda_layer, tpi_cuda_layer_accepts, tpi_cuda_layer_scratch}},
+    {TPI_LINEAR_LORA, {"cuda-tensor", tensor, accepts, scratch}},
+    {TPI_LINEAR_LORA, {"cublaslt", layer, tpi_cuda_layer_in_library, tpi_cuda_layer_scratch}},
+    {TPI_LINEAR_LORA, {"cuda", layer, tpi_cuda_layer_accepts, tpi_cuda_layer_scratch}},
     TPI_KERNELS_END,
 };

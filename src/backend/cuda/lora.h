@@ -13,6 +13,11 @@ extern "C" {
 tp_status tpi_cuda_lora_tensor(const tpi_launch *launch);
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step);
 
+/* LINEAR_LORA as one product on Hopper: what tpi_cuda_lora_tensor_accepts, with bf16 w and bias. */
+tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *layer);
+bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *layer);
+size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *layer);
+
 /* The same with f32 arithmetic, for any dtype of x, into y of x's dtype or f32. */
 bool tpi_lora_fused_fits(const tpi_layer *layer);
 tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *layer, void *y,
@@ -21,6 +26,10 @@ tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *la
 /* MATMUL of many bf16 rows by a thin matrix, by tensor cores: [m, k] · [k, at most 64]. */
 tp_status tpi_cuda_thin_matmul(const tpi_launch *launch);
 bool tpi_cuda_thin_matmul_accepts(const tpi_step *step);
+
+/* y = scale · x · a with x the step's input 0 and a its input `a_in`: that kernel where it fits, else the plain one. */
+tp_status tpi_cuda_thin_product(const tpi_launch *launch, const tpi_matrix *x, int a_in, const tpi_matrix *a,
+                                float scale, void *y, tp_dtype y_type);
 
 /* MATMUL aᵀ·b of two row-major matrices with many rows, one of them thin: gradients of adapters. */
 tp_status tpi_cuda_thin_gradient(const tpi_launch *launch);

@@ -347,24 +347,31 @@ bool tpi_cuda_thin_matmul_accepts(const tpi_step *step) {
            (y->dtype == TP_BF16 || y->dtype == TP_F32);
 }
 
+tp_status tpi_cuda_thin_product(const tpi_launch *launch, const tpi_matrix *x, int a_in, const tpi_matrix *a,
+                                float scale, void *y, tp_dtype y_type) {
+    thin_args args = args_of(launch, *x, a_in, *a);
+    args.y = y;
+    args.scale = scale;
+    const bool fits = adapters_fit(*x, *a) && a->columns <= 64 && (y_type == TP_BF16 || y_type == TP_F32);
+    if (!fits || !aligned(args)) {
+        tpi_product plain = {};
+        plain.m = args.m, plain.n = args.rank, plain.k = args.k;
+        plain.a_type = x->dtype, plain.b_type = a->dtype, plain.c_type = y_type;
+        plain.a_transposed = x->transposed, plain.b_transposed = a->transposed;
+        plain.lda = x->leading, plain.ldb = a->leading, plain.ldc = args.rank;
+        plain.alpha = scale;
+        return tpi_cuda_tiled_product(launch, &plain, args.x, args.a, y);
+    }
+    const bool wide = y_type == TP_F32;
+    if (a->dtype == TP_F32)
+        return wide ? start_thin<float, float>(launch, args) : start_thin<float, bf16>(launch, args);
+    return wide ? start_thin<bf16, float>(launch, args) : start_thin<bf16, bf16>(launch, args);
+}
+
 tp_status tpi_cuda_thin_matmul(const tpi_launch *launch) {
     tpi_matrix x, a;
     if (!thin_matrices(launch->step, &x, &a))
         return tpi_fail(TP_EINTERNAL, "matmul: a step that was not accepted");
-    thin_args args = args_of(launch, x, 1, a);
-    args.scale = tpi_matmul_scale(launch->step);
-    const tp_dtype y_type = (tp_dtype)tpi_out_operand(launch->step, 0)->dtype;
-    if (!aligned(args)) {
-        tpi_product plain = {};
-        plain.m = args.m, plain.n = args.rank, plain.k = args.k;
-        plain.a_type = x.dtype, plain.b_type = a.dtype, plain.c_type = y_type;
-        plain.b_transposed = a.transposed;
-        plain.lda = x.leading, plain.ldb = a.leading, plain.ldc = args.rank;
-        plain.alpha = args.scale;
-        return tpi_cuda_tiled_product(launch, &plain, args.x, args.a, args.y);
-    }
-    const bool wide = y_type == TP_F32;
-    if (a.dtype == TP_F32)
-        return wide ? start_thin<float, float>(launch, args) : start_thin<float, bf16>(launch, args);
-    return wide ? start_thin<bf16, float>(launch, args) : start_thin<bf16, bf16>(launch, args);
+    return tpi_cuda_thin_product(launch, &x, 1, &a, tpi_matmul_scale(launch->step), tpi_out(launch, 0),
+                                 (tp_dtype)tpi_out_operand(launch->step, 0)->dtype);
 }

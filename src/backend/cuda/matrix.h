@@ -67,4 +67,9 @@ static inline float tpi_matmul_scale(const tpi_step *step) {
     return attr ? (float)attr->scale : 1.0f;
 }
 
+/* Whether somebody wants output 1 of a LINEAR_LORA: scale · x · a. */
+static inline bool tpi_wants_low_rank(const tpi_step *step) {
+    return step->n_out > 1 && !(step->optional_missing & 2u);
+}
+
 #endif

@@ -218,6 +218,7 @@ int64_t most_rows(const tpi_layer &l) {
 
 bool accepts(const tpi_step *step) {
     tpi_layer l;
+    if (step->op == TPI_LINEAR_LORA && tpi_wants_low_rank(step)) return false;
     if (!tpi_layer_of(step, &l) || l.m > most_rows(l) || l.k == 0 || l.y_type != l.mx.dtype) return false;
     if (l.mx.transposed || (l.mx.dtype != TP_F32 && l.mx.dtype != l.mw.dtype)) return false;
     if (!whole_packs(l.mw, l.mw.transposed ? l.k : l.n)) return false;

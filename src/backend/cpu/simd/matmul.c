@@ -5,6 +5,7 @@
  * one pass over y. */
 #include "backend/cpu/simd/gemm.h"
 #include "backend/cpu/simd/kernels.h"
+#include "backend/cpu/simd/row.h"
 
 #define CACHE_LINE 64
 #define ROWS_APART 32 /* rows a thread from which the low-rank path is divided by rows alone */
@@ -253,6 +254,12 @@ KERNEL(lora) {
     return TP_OK;
 }
 
+/* Rows of scale · x · a, for whom they are wanted. */
+static void give_low_rank(const tpi_launch *launch) {
+    const tpi_operand *h = launch->step->n_out > 1 ? tpi_out_operand(launch->step, 1) : NULL;
+    if (h && tpi_out(launch, 1)) TPI_SIMD(from_f32)(tpi_scratch(launch), tpi_out(launch, 1), h->dtype, 0, h->count);
+}
+
 KERNEL(linear_lora) {
     const tpi_step *step = launch->step;
     const tpi_operand *x = tpi_in_operand(step, 0), *y = tpi_out_operand(step, 0);
@@ -262,5 +269,6 @@ KERNEL(linear_lora) {
         (tpi_term){row_matrix(launch, 0), matrix(tpi_in_operand(step, 1), tpi_in(launch, 1)), dim(x, 1)};
     if (step->n_in == 5) g.bias = tpi_in(launch, 4), g.bias_dtype = tpi_in_operand(step, 4)->dtype;
     run_low_rank(launch, &g);
+    give_low_rank(launch);
     return TP_OK;
 }
