@@ -130,7 +130,12 @@ static tp_status walk(tpi_reverse *reverse, tp_lazy *const *wrt, int n) {
 static tp_status collect(const tpi_reverse *reverse, tp_lazy *const *wrt, int n, tp_lazy **grads) {
     for (int i = 0; i < n; i++) {
         tp_lazy *gradient = wrt[i]->id <= reverse->loss->id ? reverse->gradient[wrt[i]->id] : NULL;
-        if (!(grads[i] = gradient ? gradient : filled_like(wrt[i], 0.0))) return sticky(reverse->graph);
+        if (gradient &&
+            gradient->record.op == TPI_LEAF) /* a value of its own, whatever is assigned to the leaf */
+            gradient = tp_lazy_mul_scalar(gradient, 1.0);
+        else if (!gradient)
+            gradient = filled_like(wrt[i], 0.0);
+        if (!(grads[i] = gradient)) return sticky(reverse->graph);
     }
     return TP_OK;
 }

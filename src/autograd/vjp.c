@@ -4,6 +4,8 @@
 
 #include "ops/check.h"
 
+#include <string.h>
+
 tp_lazy *tpi_vjp_in(tpi_vjp *call, int k) {
     return tpi_reverse_read(call->reverse, call->node, tpi_node_input(call->node, k));
 }
@@ -39,6 +41,25 @@ tp_lazy *tpi_unbroadcast(tp_lazy *gradient, const tp_lazy *input) {
 
 tp_lazy *tpi_scaled(tp_lazy *x, double s) {
     return s == 1.0 ? x : tp_lazy_mul_scalar(x, s);
+}
+
+/* Whether all elements of x are one number: a fill, seen through broadcasts, reshapes and scalings. */
+static bool known(const tp_lazy *x, double *value) {
+    for (*value = 1.0;; x = tpi_node_input(x, 0)) {
+        if (x->record.op == TPI_MUL_SCALAR)
+            *value *= ((const tpi_attr_scalar *)tpi_node_attr(x))->s;
+        else if (x->record.op == TPI_FILL)
+            return *value *= ((const tpi_attr_fill *)tpi_node_attr(x))->value, true;
+        else if (x->record.op != TPI_BROADCAST && x->record.op != TPI_RESHAPE)
+            return false;
+    }
+}
+
+tp_lazy *tpi_times(tp_lazy *dy, tp_lazy *x) {
+    double value;
+    bool alike = dy && x && dy->record.dtype == x->record.dtype && dy->record.rank == x->record.rank &&
+                 !memcmp(tpi_node_shape(dy), tpi_node_shape(x), x->record.rank * sizeof(int64_t));
+    return alike && known(dy, &value) ? tpi_scaled(x, value) : tp_lazy_mul(dy, x);
 }
 
 tp_lazy *tpi_constant(const tp_lazy *x, double value) {

@@ -30,6 +30,10 @@ tp_lazy *tpi_unbroadcast(tp_lazy *gradient, const tp_lazy *input);
 /* x · s; x itself for s = 1. */
 tp_lazy *tpi_scaled(tp_lazy *x, double s);
 
+/* dy · x, of one shape. Where dy is one known number, as below a sum or a mean, that number scales x: no
+ * gradient of equal elements is written and read. */
+tp_lazy *tpi_times(tp_lazy *dy, tp_lazy *x);
+
 /* One element of x's dtype, to be broadcast. */
 tp_lazy *tpi_constant(const tp_lazy *x, double value);
 

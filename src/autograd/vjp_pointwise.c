@@ -85,7 +85,7 @@ RULE(sub) {
 
 RULE(mul) {
     for (int k = 0; k < 2; k++)
-        if (call->wanted[k]) give(call, k, tp_lazy_mul(call->dy, tpi_vjp_in(call, 1 - k)));
+        if (call->wanted[k]) give(call, k, tpi_times(call->dy, tpi_vjp_in(call, 1 - k)));
 }
 
 RULE(div) {

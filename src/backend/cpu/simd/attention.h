@@ -8,9 +8,8 @@
 
 #include "backend/cpu/simd/gemm.h"
 #include "backend/cpu/simd/row.h"
+#include "backend/cpu/simd/tasks.h"
 #include "ops/op.h"
-
-#include <stdatomic.h>
 
 #define QUERIES (VW == 16 ? 4 * MR : 8 * MR) /* a block of queries */
 #define KEYS    128                          /* a block of keys: whole panels */
@@ -108,36 +107,8 @@ static inline void scale_scores(const attention *p, int64_t b, int64_t h, int64_
 /* c [rows, n] (row stride ld) = or += packed a · packed b; panels of b are `pitch` floats apart. */
 static inline void panels_product(int64_t rows, int64_t n, int64_t k, const float *a, const float *b,
                                   int64_t pitch, float *c, int64_t ld, bool accumulate) {
-    for (int64_t j = 0; j < n; j += NR)
-        for (int64_t i = 0; i < rows; i += MR) TPI_SIMD(gemm_tile)
-    (least(MR, rows - i), least(NR, n - j), k, a + i * k, b + j / NR * pitch, NR, c + i * ld + j, ld,
-     accumulate);
-}
-
-/* Runs task(job, i, thread) for i < count, each on the thread that is free: tasks write what no other does.
- */
-typedef struct task_queue {
-    atomic_llong next;
-    int64_t count;
-    void (*task)(const void *job, int64_t i, int thread);
-    const void *job;
-} task_queue;
-
-static inline void drain(void *arg, int index, int threads) {
-    (void)threads;
-    task_queue *queue = arg;
-    for (int64_t i; (i = atomic_fetch_add(&queue->next, 1)) < queue->count;)
-        queue->task(queue->job, i, index);
-}
-
-static inline void run_tasks(tpi_threads *threads, int64_t count, void (*task)(const void *, int64_t, int),
-                             const void *job) {
-    task_queue queue = {.count = count, .task = task, .job = job};
-    atomic_init(&queue.next, 0);
-    if (count <= 1)
-        drain(&queue, 0, 1);
-    else
-        tpi_parallel(threads, drain, &queue);
+    for (int64_t j = 0; j < n; j += NR) TPI_SIMD(gemm_panel)
+    (rows, least(NR, n - j), k, a, b + j / NR * pitch, NR, NULL, c + j, ld, accumulate);
 }
 
 #endif

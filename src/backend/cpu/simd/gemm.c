@@ -1,33 +1,47 @@
 /* The blocked matrix product: packed panels through the cache levels (Goto and van de Geijn 2008).
  *
- * A chunk of KC steps of b is packed for up to NC columns and stays in the outer caches, a block of MC rows
- * of a beside it in the second level; one panel of b at a time lives in the first while the tiles of a pass
- * over it. The trick: the last chunk of an adapted layer holds the low-rank term's few steps behind the
- * base's, so that the adapter costs no second pass over c. */
+ * Of b, a slab of steps is packed for a block of columns and stays in the outer cache. Tasks go through it
+ * with BLOCK rows each, CHUNK steps at a time: these of a are packed for the second level, and of b one panel
+ * at a time lives in the first while the tiles of all rows pass over it. The trick: the terms are one sum
+ * over the steps of both, so that an adapter costs no second pass over c.
+ *
+ * For one large product all threads pack b and take tasks as they are free; small products are divided
+ * beforehand. Each element is summed in the same order either way. */
 #include "backend/cpu/simd/gemm.h"
+#include "backend/cpu/simd/tasks.h"
 
-#define KC    256
-#define TAIL  64 /* a second term of up to so many steps joins the last chunk */
-#define MC    (24 * MR)
-#define NC    1024
-#define THIN  (3 * MR) /* up to so many rows, b is read in place if its rows are contiguous f32 */
-#define DEPTH (KC + TAIL)
+#define CHUNK  256
+#define BLOCK  (192 / MR * MR)
+#define THIN   (3 * MR) /* up to so many rows, b is read in place if its rows are contiguous f32 */
+#define PANELS 4        /* packed by one task */
 
-typedef struct chunk { /* steps [k0, k0 + k) of one term, then `tail` steps of the second */
-    const tpi_term *term, *extra;
-    int64_t k0, k, tail;
-    bool first, last;
-} chunk;
+/* What is kept at a time: a slab of b, depth by columns, and rows of sums where they are not kept in c. */
+typedef struct sizes {
+    int64_t rows, columns, depth;
+} sizes;
 
-/* A thread's scratch, in floats: packed a, packed b, and c where it is not written directly. Smaller products
- * than a block take as much less. */
-typedef struct layout {
-    int64_t columns, a, b, c;
-} layout;
+static const sizes together = {4 * BLOCK, 1024, 4 * CHUNK}, alone = {2 * BLOCK, 512, 2 * CHUNK};
 
-static layout layout_of(int64_t m, int64_t n, int64_t k) {
-    int64_t rows = least(MC, round_up(m, MR)), columns = least(NC, round_up(n, NR)), depth = least(DEPTH, k);
-    return (layout){columns, round_up(rows * depth, VW), columns * depth, rows * columns};
+static int64_t steps_of(const tpi_gemm *g) {
+    return g->term[0].k + (g->terms == 2 ? g->term[1].k : 0);
+}
+
+/* The size of n's equal pieces, whole units of at most `limit`. */
+static int64_t even(int64_t n, int64_t limit, int64_t unit) {
+    int64_t pieces = most(1, ceil_div(n, limit));
+    return most(unit, round_up(ceil_div(n, pieces), unit));
+}
+
+static sizes fitting(sizes s, int64_t m, int64_t n, int64_t k) {
+    return (sizes){even(m, s.rows, MR), even(n, s.columns, NR), even(k, s.depth, 8)};
+}
+
+/* Floats of scratch: of a for each thread, then b, then the sums. */
+static int64_t left_floats(sizes s) {
+    return round_up(least(BLOCK, s.rows) * least(CHUNK, s.depth), 16);
+}
+static int64_t space_of(sizes s, int64_t threads) {
+    return threads * left_floats(s) + s.columns * s.depth + s.rows * s.columns;
 }
 
 static vf bias_of(const tpi_gemm *g, int64_t j, int64_t n) {
@@ -71,64 +85,131 @@ void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i0, int64_t j0, int64_t ro
     }
 }
 
-/* All tiles of rows [i0, i1) by columns [j0, j1): a packed, b packed or (b_step > NR) in place. */
-static void tiles(const tpi_gemm *g, const chunk *c, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
-                  const float *a, const float *b, int64_t b_step, float *out, int64_t ld, bool direct) {
-    int64_t depth = c->k + c->tail, b_panel = b_step == NR ? NR * depth : NR;
-    bool finish = c->last && (!direct || g->bias || g->activation);
-    for (int64_t j = j0; j < j1; j += NR, b += b_panel) {
-        int64_t n = least(NR, j1 - j);
-        for (int64_t i = i0; i < i1; i += MR) {
-            int64_t rows = least(MR, i1 - i);
-            float *to = out + (i - i0) * ld + (j - j0);
-            TPI_SIMD(gemm_tile)(rows, n, depth, a + (i - i0) * depth, b, b_step, to, ld, !c->first);
-            if (finish) TPI_SIMD(gemm_finish)(g, i, j, rows, n, to, ld);
-        }
+/* ---- one slab ---- */
+
+/* Steps [p, p + depth) of the part of c between (m0, n0) and (m1, n1). */
+typedef struct slab {
+    const tpi_gemm *g;
+    int64_t m0, m1, n0, n1, p, depth, chunk;
+    bool first, last, direct; /* direct: the sums are kept in c */
+    float *a, *b, *sums;      /* packed; sums of (m0, n0) on, rows `ld` apart */
+    int64_t left, ld;         /* left: floats of a thread's a */
+    int64_t in_place;         /* so many of the first columns, whole panels, are read where they are */
+    int64_t rows, columns;    /* of a task, */
+    int64_t across;           /* and so many tasks side by side */
+} slab;
+
+/* Packs the steps [p, p + k) of rows of a: the terms' steps stand one after the other. */
+static void pack_left(const tpi_gemm *g, int64_t p, int64_t k, int64_t i, int64_t rows, float *out) {
+    int64_t start = 0;
+    for (int t = 0; t < g->terms; start += g->term[t++].k) {
+        int64_t from = most(p, start), to = least(p + k, start + g->term[t].k);
+        if (from >= to) continue;
+        TPI_SIMD(pack_a)(&g->term[t].a, i, from - start, rows, to - from, out + (from - p) * MR, MR * k);
     }
 }
 
-static void run_chunk(const tpi_gemm *g, const chunk *c, int64_t m0, int64_t m1, int64_t j0, int64_t j1,
-                      float *scratch, bool direct) {
-    layout l = layout_of(g->m, g->n, g->term[0].k + (g->terms == 2 ? g->term[1].k : 0));
-    float *pa = scratch, *pb = pa + l.a, *pc = pb + l.b;
-    const tpi_matrix *b = &c->term->b;
-    int64_t depth = c->k + c->tail, whole = j1;
-    bool in_place = m1 - m0 <= THIN && !c->tail && b->dtype == TP_F32 && b->cs == 1 && b->rs > NR;
-    if (in_place) whole = j0 + (j1 - j0) / NR * NR;
-    int64_t packed = in_place ? whole : j0; /* columns from here on are packed */
-    TPI_SIMD(pack_b)(b, c->k0, packed, c->k, j1 - packed, pb, NR * depth);
-    if (c->tail) TPI_SIMD(pack_b)(&c->extra->b, 0, packed, c->tail, j1 - packed, pb + NR * c->k, NR * depth);
-    for (int64_t i = m0; i < m1; i += MC) {
-        int64_t i1 = least(i + MC, m1);
-        TPI_SIMD(pack_a)(&c->term->a, i, c->k0, i1 - i, c->k, pa, MR * depth);
-        if (c->tail) TPI_SIMD(pack_a)(&c->extra->a, i, 0, i1 - i, c->tail, pa + MR * c->k, MR * depth);
-        float *out = direct ? (float *)g->c + i * g->rs + j0 : pc;
-        int64_t ld = direct ? g->rs : l.columns;
-        if (packed > j0)
-            tiles(g, c, i, i1, j0, packed, pa, tpi_matrix_at(b, c->k0, j0), b->rs, out, ld, direct);
-        tiles(g, c, i, i1, packed, j1, pa, pb, NR, out + (packed - j0), ld, direct);
+static void pack_right(const tpi_gemm *g, int64_t p, int64_t k, int64_t j, int64_t n, float *out) {
+    int64_t start = 0;
+    for (int t = 0; t < g->terms; start += g->term[t++].k) {
+        int64_t from = most(p, start), to = least(p + k, start + g->term[t].k);
+        if (from >= to) continue;
+        TPI_SIMD(pack_b)(&g->term[t].b, from - start, j, to - from, n, out + (from - p) * NR, NR * k);
     }
 }
 
-/* Rows [m0, m1), at most MC of them unless c is written directly, by columns [j0, j1), at most NC. */
-static void run_columns(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t j0, int64_t j1, float *scratch,
-                        bool direct) {
-    chunk c = {.first = true};
-    for (int t = 0; t < g->terms; t++) {
-        c.term = &g->term[t];
-        bool joins = t == 0 && g->terms == 2 && g->term[1].k <= TAIL;
-        int64_t k = c.term->k, pieces = most(1, ceil_div(k, KC));
-        int64_t step = most(8, round_up(ceil_div(k, pieces), 8)); /* an empty sum is one chunk too */
-        for (c.k0 = 0; c.k0 < most(k, 1); c.k0 += step) {
-            c.k = least(step, k - c.k0);
-            bool end = c.k0 + step >= k;
-            c.extra = joins && end ? &g->term[1] : NULL;
-            c.tail = c.extra ? c.extra->k : 0;
-            c.last = end && (t == g->terms - 1 || joins);
-            run_chunk(g, &c, m0, m1, j0, j1, scratch, direct);
-            c.first = false;
+/* Of a chunk, panel stands behind panel. */
+static int64_t packed_columns(const slab *s) {
+    return round_up(s->n1 - s->n0 - s->in_place, NR);
+}
+
+static void pack_panels(const void *arg, int64_t i, int thread) {
+    const slab *s = arg;
+    int64_t j = i * PANELS * NR, from = s->n0 + s->in_place + j, n = least(PANELS * NR, s->n1 - from);
+    (void)thread;
+    for (int64_t p = 0; p < s->depth; p += s->chunk) {
+        int64_t k = least(s->chunk, s->depth - p);
+        pack_right(s->g, s->p + p, k, from, n, s->b + p * packed_columns(s) + j * k);
+    }
+}
+
+/* Steps [p, p + k) of the slab: rows [i, i1), packed in a, by one panel of b at column j. */
+static void pass(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k, const float *a) {
+    int64_t n = least(NR, s->n1 - j), column = j - s->n0, b_step = NR;
+    const float *b = s->b + p * packed_columns(s) + (column - s->in_place) * k, *next = b + NR * k;
+    float *out = s->sums + (i - s->m0) * s->ld + column;
+    bool accumulate = p > 0 || !s->first || s->g->add, end = s->last && p + k >= s->depth;
+    if (column < s->in_place) {
+        b_step = s->g->term[0].b.rs, next = NULL;
+        b = tpi_matrix_at(&s->g->term[0].b, s->p + p, j);
+    }
+    TPI_SIMD(gemm_panel)(i1 - i, n, k, a, b, b_step, next, out, s->ld, accumulate);
+    if (end && (!s->direct || s->g->bias || s->g->activation))
+        TPI_SIMD(gemm_finish)(s->g, i, j, i1 - i, n, out, s->ld);
+}
+
+static void pass_block(const void *arg, int64_t index, int thread) {
+    const slab *s = arg;
+    float *a = s->a + thread * s->left;
+    int64_t i = s->m0 + index / s->across * s->rows, i1 = least(s->m1, i + s->rows);
+    int64_t j = s->n0 + index % s->across * s->columns, j1 = least(s->n1, j + s->columns);
+    int64_t p = 0;
+    do {
+        int64_t k = least(s->chunk, s->depth - p);
+        pack_left(s->g, s->p + p, k, i, i1 - i, a);
+        for (int64_t at = j; at < j1; at += NR) pass(s, i, i1, at, p, k, a);
+        p += s->chunk;
+    } while (p < s->depth);
+}
+
+/* Tasks of whole tiles, as many as keep all threads busy. */
+static void divide_slab(slab *s, int64_t threads) {
+    int64_t m = s->m1 - s->m0, n = s->n1 - s->n0, down = ceil_div(m, BLOCK);
+    if (m >= threads * 8 * MR) down = round_up(down, threads);
+    s->rows = even(ceil_div(m, down), BLOCK, MR);
+    int64_t wanted = threads > 1 ? ceil_div(4 * threads, down) : 1;
+    s->columns = even(ceil_div(n, least(wanted, most(1, n / (8 * NR)))), n, NR);
+    s->across = ceil_div(n, s->columns);
+}
+
+static void run_slab(tpi_threads *threads, slab *s) {
+    run_tasks(threads, ceil_div(s->n1 - s->n0 - s->in_place, PANELS * NR), pack_panels, s);
+    divide_slab(s, threads ? tpi_threads_count(threads) : 1);
+    run_tasks(threads, ceil_div(s->m1 - s->m0, s->rows) * s->across, pass_block, s);
+}
+
+/* ---- all of them ---- */
+
+/* How many of the first columns of b are read where they are. */
+static int64_t columns_in_place(const tpi_gemm *g, int64_t rows, int64_t columns) {
+    const tpi_matrix *b = &g->term[0].b;
+    bool so = rows <= THIN && g->terms == 1 && b->dtype == TP_F32 && b->cs == 1 && b->rs > NR;
+    return so ? columns / NR * NR : 0;
+}
+
+/* Rows [m0, m1) by columns [n0, n1), in blocks of the sizes; on all threads, or in this one if there are
+ * none. */
+static void multiply(tpi_threads *threads, const tpi_gemm *g, sizes size, int64_t m0, int64_t m1, int64_t n0,
+                     int64_t n1, float *scratch) {
+    int64_t k = steps_of(g);
+    slab s = {.g = g, .direct = g->c_dtype == TP_F32 && g->cs == 1, .a = scratch, .left = left_floats(size)};
+    s.b = s.a + s.left * (threads ? tpi_threads_count(threads) : 1);
+    int64_t rows = s.direct ? m1 - m0 : size.rows;
+    for (s.n0 = n0; s.n0 < n1; s.n0 = s.n1) {
+        s.n1 = least(s.n0 + size.columns, n1);
+        s.in_place = columns_in_place(g, m1 - m0, s.n1 - s.n0);
+        for (s.m0 = m0; s.m0 < m1; s.m0 = s.m1) {
+            s.m1 = least(s.m0 + rows, m1);
+            s.sums = s.direct ? (float *)g->c + s.m0 * g->rs + s.n0 : s.b + size.columns * size.depth;
+            s.ld = s.direct ? g->rs : size.columns;
+            s.p = 0;
+            do { /* an empty sum is a slab too */
+                s.depth = least(size.depth, k - s.p), s.chunk = even(s.depth, CHUNK, 8);
+                s.first = s.p == 0, s.last = s.p + s.depth >= k;
+                run_slab(threads, &s);
+                s.p += s.depth;
+            } while (s.p < k);
         }
-        if (joins) break;
     }
 }
 
@@ -147,23 +228,18 @@ void TPI_SIMD(gemm_block)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0,
     if (m0 >= m1 || n0 >= n1 || TPI_SIMD(gemm_skinny)(g, m0, m1, n0, n1, scratch)) return;
     tpi_gemm turned;
     bool tall = g->n <= THIN && g->m > g->n && g->term[0].a.rs == 1 && g->term[0].a.cs > 1 && !g->bias &&
-                !g->activation;
+                !g->activation && !g->add;
     if (tall) { /* a's columns are contiguous: read it as the wide operand, in place */
         turned = transposed(g), g = &turned;
         int64_t a = m0, b = m1;
         m0 = n0, m1 = n1, n0 = a, n1 = b;
     }
-    bool direct = g->c_dtype == TP_F32 && g->cs == 1;
-    int64_t rows = direct ? m1 - m0 : MC;
-    for (int64_t i = m0; i < m1; i += rows)
-        for (int64_t j = n0; j < n1; j += NC)
-            run_columns(g, i, least(i + rows, m1), j, least(j + NC, n1), scratch, direct);
+    multiply(NULL, g, fitting(alone, g->m, g->n, steps_of(g)), m0, m1, n0, n1, scratch);
 }
 
 size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k) {
-    layout straight = layout_of(m, n, k), turned = layout_of(n, m, k);
-    int64_t floats = most(straight.a + straight.b + straight.c, turned.a + turned.b + turned.c);
-    size_t blocked = sizeof(float) * (size_t)round_up(floats, VW);
+    int64_t floats = most(space_of(fitting(alone, m, n, k), 1), space_of(fitting(alone, n, m, k), 1));
+    size_t blocked = sizeof(float) * (size_t)round_up(floats, 16); /* whole cache lines */
     size_t skinny = TPI_SIMD(gemm_skinny_scratch)(m, n, k);
     return skinny > blocked ? skinny : blocked;
 }
@@ -211,14 +287,33 @@ static void run_items(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-#define SERIAL 60000.0 /* multiplications that are done sooner than a second thread could begin */
+#define SERIAL 6e4 /* multiplications that are done sooner than a second thread could begin */
+#define LARGE  4e6 /* that all threads share what is packed for */
+
+static double work_of(const tpi_gemm *g) {
+    return (double)g->m * (double)g->n * (double)steps_of(g);
+}
+
+/* Products for which packing together pays: large, not slim, and too few for each thread to have its own. */
+static bool shared(const tpi_gemm *g, int64_t batch, int64_t count) {
+    int64_t slim = 3 * NR;
+    return (count == 1 || batch % count) && batch < 4 * count && g->m > slim && g->n > slim &&
+           work_of(g) > LARGE;
+}
 
 void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch,
                           void (*describe)(const void *arg, int64_t i, tpi_gemm *g), const void *arg,
                           float *scratch) {
-    int64_t count = tpi_threads_count(threads), k = 0;
-    for (int t = 0; t < g->terms; t++) k += g->term[t].k;
-    bool serial = count == 1 || (double)batch * (double)g->m * (double)g->n * (double)k < SERIAL;
+    int64_t count = tpi_threads_count(threads), k = steps_of(g);
+    if (shared(g, batch, count)) {
+        for (int64_t i = 0; i < batch; i++) {
+            tpi_gemm item = *g;
+            describe(arg, i, &item);
+            multiply(threads, &item, fitting(together, g->m, g->n, k), 0, g->m, 0, g->n, scratch);
+        }
+        return;
+    }
+    bool serial = count == 1 || (double)batch * work_of(g) < SERIAL;
     int64_t parts = serial || batch % count == 0 ? 1 : count;
     batch_job job = {g,
                      divide(g->m, g->n, parts),
@@ -230,4 +325,10 @@ void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch
     int64_t items = batch * parts;
     job.per_piece = serial ? items : ceil_div(items, count);
     tpi_parallel_for(threads, items, job.per_piece, run_items, &job);
+}
+
+size_t TPI_SIMD(gemm_batch_scratch)(int64_t m, int64_t n, int64_t k, int threads) {
+    size_t each = TPI_SIMD(gemm_scratch)(m, n, k) * (size_t)threads;
+    size_t all = sizeof(float) * (size_t)space_of(fitting(together, m, n, k), threads);
+    return all > each ? all : each;
 }

@@ -39,6 +39,7 @@ typedef struct tpi_gemm {
     const void *bias; /* [n], or NULL */
     int bias_dtype;
     int activation; /* 0 or a unary tpi_op */
+    bool add;       /* c += a·b: c is f32 with cs = 1, and there is no bias, no activation */
 } tpi_gemm;
 
 /* Bytes of scratch that one thread needs for a product of up to this shape, whatever the operands' strides.
@@ -49,7 +50,8 @@ size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k);
 void TPI_SIMD(gemm_block)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch);
 
 /* `batch` products of g's sizes on all threads; describe(arg, i, &g) sets the i-th's operands. `scratch`
- * holds gemm_scratch bytes for each thread. */
+ * holds gemm_batch_scratch bytes. */
+size_t TPI_SIMD(gemm_batch_scratch)(int64_t m, int64_t n, int64_t k, int threads);
 void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch,
                           void (*describe)(const void *arg, int64_t i, tpi_gemm *g), const void *arg,
                           float *scratch);
@@ -70,9 +72,10 @@ size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r); /* 0 for la
 void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i, int64_t j, int64_t rows, int64_t n, const float *src,
                            int64_t ld);
 
-/* c[rows, n] (row stride ldc; n ≤ NR, rows ≤ MR) = or += a panel · b panel: a[k][MR], b at k·b_step. */
-void TPI_SIMD(gemm_tile)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                         float *c, int64_t ldc, bool accumulate);
+/* c[rows, n] (row stride ldc; n ≤ NR) = or += packed a · a panel of b: a as panels [k][MR], b at k·b_step.
+ * What stands at `next`, a panel of as many steps or NULL, is fetched. */
+void TPI_SIMD(gemm_panel)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
+                          const float *next, float *c, int64_t ldc, bool accumulate);
 
 /* Blocks as f32 panels, padded with zeros to whole panels: `rows` by `k` of a as [row / MR][k][MR], k by `n`
  * of b as [column / NR][k][NR]. (i0, j0) is the block's corner, `stride` the floats from one panel to the

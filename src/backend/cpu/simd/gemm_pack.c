@@ -28,19 +28,23 @@ INLINE void transposed(const void *data, int dtype, int64_t stride, int64_t line
     }
 }
 
-/* k lines of `n` ≤ width contiguous elements, `stride` apart, to out[p·step + j], zeros behind n. */
+/* k lines of `n` ≤ width contiguous elements, `stride` apart, to out[p·width + j], zeros behind n. Here too a
+ * store that is too wide is repaired by the next line's. */
 INLINE void straight(const void *data, int dtype, int64_t stride, int64_t k, int64_t n, int64_t width,
-                     int64_t step, float *out) {
+                     float *out) {
     int64_t size = dtype_size(dtype);
-    for (int64_t p = 0; p < k; p++) {
+    for (int64_t p = 0; p < k; p++, out += width) {
         const char *line = (const char *)data + p * stride * size;
         for (int64_t j = 0; j < width; j += VW) {
             int64_t want = least(VW, width - j), have = most(0, least(want, n - j));
-            vf x = have == VW ? v_get(line, dtype, j, VW) : v_get(line, dtype, j, have);
-            if (want == VW)
-                v_store(out + p * step + j, x);
+            bool inside =
+                (k - 1 - p) * stride + n - j >= VW; /* a whole vector from here on is of the matrix */
+            vf x = inside ? v_get(line, dtype, j, VW) : v_get(line, dtype, j, have);
+            if (inside && have < want) x = v_keep(x, have);
+            if (want == VW || p + 1 < k)
+                v_store(out + j, x);
             else
-                v_store_n(out + p * step + j, x, want);
+                v_store_n(out + j, x, want);
         }
     }
 }
@@ -57,7 +61,7 @@ static void scattered(const void *data, int dtype, int64_t line_stride, int64_t 
 INLINE void panel_of(const void *data, int dtype, int64_t along, int64_t across, int64_t lines, int64_t k,
                      int64_t width, float *out) {
     if (across == 1) {
-        straight(data, dtype, along, k, lines, width, width, out);
+        straight(data, dtype, along, k, lines, width, out);
     } else if (along == 1) {
         for (int64_t i = 0; i < width; i += VW)
             transposed((const char *)data + i * across * dtype_size(dtype), dtype, across,
@@ -93,7 +97,7 @@ INLINE void rows_of(const tpi_matrix *a, int dtype, int64_t i0, int64_t j0, int6
                     float *out, int64_t stride) {
     if (a->cs == 1) {
         for (int64_t i = 0; i < rows; i++)
-            straight(tpi_matrix_at(a, i0 + i, j0), dtype, 0, 1, k, k, 0, out + i * stride);
+            straight(tpi_matrix_at(a, i0 + i, j0), dtype, 0, 1, k, k, out + i * stride);
     } else if (a->rs == 1) {
         for (int64_t j = 0; j < k; j += VW)
             transposed(tpi_matrix_at(a, i0, j0 + j), dtype, a->cs, least(VW, k - j), rows, VW, stride,

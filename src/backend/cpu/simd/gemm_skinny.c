@@ -211,7 +211,8 @@ static void few_columns(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, i
 
 bool TPI_SIMD(gemm_skinny)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                            float *scratch) {
-    bool by_rows = g->m <= FEW_ROWS, by_columns = g->terms == 1 && g->n <= FEW_COLUMNS && g->m > FEW_ROWS;
+    bool by_rows = g->m <= FEW_ROWS && !g->add,
+         by_columns = g->terms == 1 && !g->add && g->n <= FEW_COLUMNS && g->m > FEW_ROWS;
     for (int t = 0; t < g->terms; t++) {
         const tpi_term *term = &g->term[t];
         by_rows = by_rows && (term->b.rs == 1 || (term->b.cs == 1 && g->m <= FEW_ROWS / 2));

@@ -1,11 +1,43 @@
 /* The register tile of the matrix product: MR rows by NR columns, one rank-1 update a step.
  *
  * The trick: the tile's size is a constant in each instance, so that all accumulators live in registers and a
- * step is nothing but two loads of b, a broadcast of each a and the fused multiply-adds. What the processor
- * does not foresee is fetched early: c's rows, and rows of a b that is read in place, a page apart. */
+ * step is nothing but two loads of b, a broadcast of each a and the fused multiply-adds: a processor whose
+ * other hardware thread is busy starts half as many instructions, and then each one more counts. What it does
+ * not foresee is fetched early: c's rows, the next panel of b, and rows of a b that is read in place, a page
+ * apart. */
 #include "backend/cpu/simd/gemm.h"
 
+#define LINE  16 /* floats of a cache line */
 #define AHEAD 12 /* steps from the fetching of a row of b to its use */
+
+/* The operands are held to the end of their use: a compiler that puts sums in their registers, one at a time,
+ * ends with sums in memory. */
+INLINE void step(int rows, int vectors, const float *a, const float *b, vf acc[MR][2]) {
+    vf b0 = v_load(b), b1 = vectors == 2 ? v_load(b + VW) : b0;
+    UNROLL for (int i = 0; i < rows; i++) {
+        vf x = v_set(a[i]);
+        acc[i][0] = v_fma(x, b0, acc[i][0]);
+        if (vectors == 2) acc[i][1] = v_fma(x, b1, acc[i][1]);
+        v_hold(x);
+    }
+    v_hold(b0), v_hold(b1);
+}
+
+/* A packed b: its address and a's advance alike, and nothing has to be fetched. */
+INLINE void packed_steps(int rows, int vectors, int64_t k, const float *a, const float *b, vf acc[MR][2]) {
+    for (; k >= 4; k -= 4, a += 4 * MR, b += 4 * NR)
+        UNROLL for (int s = 0; s < 4; s++) step(rows, vectors, a + s * MR, b + s * NR, acc);
+    for (; k > 0; k--, a += MR, b += NR) step(rows, vectors, a, b, acc);
+}
+
+INLINE void steps_in_place(int rows, int vectors, int64_t k, const float *a, const float *b, int64_t b_step,
+                           vf acc[MR][2]) {
+    for (; k > 0; k--, a += MR, b += b_step) {
+        __builtin_prefetch(b + AHEAD * b_step, 0, 3);
+        if (vectors == 2) __builtin_prefetch(b + AHEAD * b_step + VW, 0, 3);
+        step(rows, vectors, a, b, acc);
+    }
+}
 
 INLINE void tile(int rows, int vectors, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
                  float *c, int64_t ldc, bool accumulate) {
@@ -16,17 +48,10 @@ INLINE void tile(int rows, int vectors, int64_t n, int64_t k, const float *a, co
             if (accumulate) __builtin_prefetch(c + i * ldc + v * VW, 1, 3);
         }
     }
-    for (int64_t p = 0; p < k; p++) {
-        __builtin_prefetch(b + AHEAD * b_step, 0, 3);
-        if (vectors == 2) __builtin_prefetch(b + AHEAD * b_step + VW, 0, 3);
-        vf b0 = v_load(b), b1 = vectors == 2 ? v_load(b + VW) : b0;
-        UNROLL for (int i = 0; i < rows; i++) {
-            vf x = v_set(a[i]);
-            acc[i][0] = v_fma(x, b0, acc[i][0]);
-            if (vectors == 2) acc[i][1] = v_fma(x, b1, acc[i][1]);
-        }
-        a += MR, b += b_step;
-    }
+    if (b_step == NR)
+        packed_steps(rows, vectors, k, a, b, acc);
+    else
+        steps_in_place(rows, vectors, k, a, b, b_step, acc);
     int64_t last = n - (vectors - 1) * VW;
     UNROLL for (int i = 0; i < rows; i++) {
         float *row = c + i * ldc;
@@ -42,6 +67,8 @@ INLINE void tile(int rows, int vectors, int64_t n, int64_t k, const float *a, co
     }
 }
 
+/* ---- a panel of b over panels of a ---- */
+
 typedef void tile_fn(int64_t n, int64_t k, const float *a, const float *b, int64_t b_step, float *c,
                      int64_t ldc, bool accumulate);
 
@@ -55,26 +82,36 @@ typedef void tile_fn(int64_t n, int64_t k, const float *a, const float *b, int64
     { tile_##r##_1, tile_##r##_2 }
 
 /* clang-format off */
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5)
 #if MR > 6
-TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
-#endif
-#if MR > 12
-TILES(13) TILES(14)
+TILES(6) TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12) TILES(13)
 #endif
 
-static tile_fn *const tiles[MR][2] = {
-    NAMES(1), NAMES(2), NAMES(3), NAMES(4), NAMES(5), NAMES(6),
+static tile_fn *const rest[MR - 1][2] = { /* fewer than MR rows */
+    NAMES(1), NAMES(2), NAMES(3), NAMES(4), NAMES(5),
 #if MR > 6
-    NAMES(7), NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12),
-#endif
-#if MR > 12
-    NAMES(13), NAMES(14),
+    NAMES(6), NAMES(7), NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12), NAMES(13),
 #endif
 };
 /* clang-format on */
 
-void TPI_SIMD(gemm_tile)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                         float *c, int64_t ldc, bool accumulate) {
-    tiles[rows - 1][n > VW](n, k, a, b, b_step, c, ldc, accumulate);
+INLINE void panel(int vectors, int64_t rows, int64_t n, int64_t k, const float *a, const float *b,
+                  int64_t b_step, const float *next, float *c, int64_t ldc, bool accumulate) {
+    int64_t lines = next ? k * NR / LINE : 0, share = ceil_div(lines * MR, rows), line = 0;
+    for (; rows >= MR; rows -= MR, a += MR * k, c += MR * ldc) {
+        for (int64_t end = least(lines, line + share); line < end; line++)
+            __builtin_prefetch(next + line * LINE, 0, 2);
+        tile(MR, vectors, n, k, a, b, b_step, c, ldc, accumulate);
+    }
+    if (rows) rest[rows - 1][vectors - 1](n, k, a, b, b_step, c, ldc, accumulate);
+}
+
+void TPI_SIMD(gemm_panel)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
+                          const float *next, float *c, int64_t ldc, bool accumulate) {
+    if (n == NR)
+        panel(2, rows, NR, k, a, b, b_step, next, c, ldc, accumulate);
+    else if (n > VW)
+        panel(2, rows, n, k, a, b, b_step, next, c, ldc, accumulate);
+    else
+        panel(1, rows, n, k, a, b, b_step, next, c, ldc, accumulate);
 }

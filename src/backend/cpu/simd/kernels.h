@@ -25,6 +25,7 @@ SCRATCH(lora_scratch);
 KERNEL(linear_lora);
 KERNEL(pointwise);
 ACCEPTS(pointwise_accepts);
+ACCEPTS(pointwise_rows_accepts);
 KERNEL(pointwise_same);
 ACCEPTS(pointwise_same_accepts);
 KERNEL(softmax);

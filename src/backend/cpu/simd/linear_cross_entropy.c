@@ -12,9 +12,6 @@
 #define SLICE        1024            /* columns of logits at a time */
 #define ROWS         (512 / MR * MR) /* most rows of a block */
 #define BLOCK_FLOATS (1 << 20)       /* most floats of a block's sums */
-#define PACK_ROWS    (24 * MR)       /* of the packed left operand, */
-#define PACK_STEPS   256             /* steps of both, */
-#define PACK_COLUMNS 1024            /* and columns of the right one */
 
 enum { H, W, LABELS, LSE, DLOSS }; /* inputs; the last two of the gradient alone */
 enum { LOSSES, LSES, SLOPE };      /* outputs of the forward pass; slope: d loss / d h */
@@ -56,9 +53,14 @@ static loss_job sizes_of(const tpi_step *step, int threads) {
     job.ld = padded(slice);
     job.block = least(round_up(rows, MR), most(MR, least(ROWS, BLOCK_FLOATS / job.pitch / MR * MR)));
     job.share = round_up(ceil_div(job.vocabulary, threads), NR);
-    int64_t space = (int64_t)(TPI_SIMD(gemm_scratch)(job.block, slice, job.features) / sizeof(float));
+    size_t space = TPI_SIMD(gemm_scratch)(job.block, slice, job.features);
+    const int64_t products[][3] = {{job.block, job.features, slice}, {job.features, slice, job.block}};
+    for (int i = 0; i < 2; i++) {
+        size_t other = TPI_SIMD(gemm_scratch)(products[i][0], products[i][1], products[i][2]);
+        if (other > space) space = other;
+    }
     int64_t sums = keeps_slope(step) ? job.block * job.pitch : 0;
-    job.space = round_up(most(space, PACK_ROWS * PACK_STEPS + PACK_STEPS * PACK_COLUMNS), 16);
+    job.space = (int64_t)(space / sizeof(float));
     job.portion_floats = job.block * job.ld + sums + job.space + round_up(3 * job.block, 16);
     return job;
 }
@@ -135,23 +137,12 @@ static void gather(loss_job *job, int64_t *at) {
 
 /* ---- products ---- */
 
-/* c [m, n] (row stride ldc) += a · b in the calling thread. */
-static void add_product(const tpi_matrix *a, const tpi_matrix *b, int64_t m, int64_t n, int64_t k, float *c,
-                        int64_t ldc, float *space) {
-    float *pa = space, *pb = space + PACK_ROWS * PACK_STEPS;
-    for (int64_t p = 0; p < k; p += PACK_STEPS)
-        for (int64_t j0 = 0; j0 < n; j0 += PACK_COLUMNS) {
-            int64_t steps = least(PACK_STEPS, k - p), columns = least(PACK_COLUMNS, n - j0);
-            TPI_SIMD(pack_b)(b, p, j0, steps, columns, pb, NR * steps);
-            for (int64_t i0 = 0; i0 < m; i0 += PACK_ROWS) {
-                int64_t rows = least(PACK_ROWS, m - i0);
-                TPI_SIMD(pack_a)(a, i0, p, rows, steps, pa, MR * steps);
-                for (int64_t j = 0; j < columns; j += NR)
-                    for (int64_t i = 0; i < rows; i += MR) TPI_SIMD(gemm_tile)
-                (least(MR, rows - i), least(NR, columns - j), steps, pa + i * steps, pb + j * steps, NR,
-                 c + (i0 + i) * ldc + j0 + j, ldc, true);
-            }
-        }
+/* c [m, n] (row stride ldc) = or += a · b in the calling thread. */
+static void product(const tpi_matrix *a, const tpi_matrix *b, int64_t m, int64_t n, int64_t k, bool add,
+                    float *c, int64_t ldc, float *space) {
+    tpi_gemm g = {.m = m, .n = n, .terms = 1, .c = c, .rs = ldc, .cs = 1, .c_dtype = TP_F32, .add = add};
+    g.term[0] = (tpi_term){*a, *b, k};
+    TPI_SIMD(gemm_block)(&g, 0, m, 0, n, space);
 }
 
 /* The columns of w from c on. */
@@ -163,10 +154,8 @@ static tpi_matrix columns_of(const loss_job *job, int64_t c) {
 
 /* Logits of the block's rows for columns [c, c + n). */
 static void slice_logits(const loss_job *job, const portion *p, int64_t c, int64_t n) {
-    tpi_gemm g = {.m = job->live, .n = n, .terms = 1, .c = p->logits, .rs = job->ld, .cs = 1};
-    g.c_dtype = TP_F32;
-    g.term[0] = (tpi_term){{job->h, job->pitch, 1, TP_F32}, columns_of(job, c), job->features};
-    TPI_SIMD(gemm_block)(&g, 0, g.m, 0, g.n, p->space);
+    tpi_matrix h = {job->h, job->pitch, 1, TP_F32}, w = columns_of(job, c);
+    product(&h, &w, job->live, n, job->features, false, p->logits, job->ld, p->space);
 }
 
 /* ---- forward ---- */
@@ -206,7 +195,7 @@ static void forward_share(void *arg, int index, int count) {
         for (int64_t r = 0; r < job->live; r++) exponentials(job, &p, r, c, n);
         if (!slope) continue;
         tpi_matrix e = {p.logits, job->ld, 1, TP_F32}, w = tpi_matrix_transposed(columns_of(job, c));
-        add_product(&e, &w, job->live, job->features, n, p.sums, job->pitch, p.space);
+        product(&e, &w, job->live, job->features, n, true, p.sums, job->pitch, p.space);
     }
 }
 
@@ -295,7 +284,7 @@ static void gradient_share(void *arg, int index, int count) {
         slice_logits(job, &p, c, n);
         for (int64_t r = 0; r < job->live; r++) row_gradient(job, &p, r, c, n);
         tpi_matrix h = {job->h, 1, job->pitch, TP_F32}, d = {p.logits, job->ld, 1, TP_F32};
-        add_product(&h, &d, job->features, n, job->live, dw + c, job->vocabulary, p.space);
+        product(&h, &d, job->features, n, job->live, true, dw + c, job->vocabulary, p.space);
     }
 }
 

@@ -77,7 +77,7 @@ ACCEPTS(matmul_accepts) {
 SCRATCH(matmul_scratch) {
     const tpi_operand *a = tpi_in_operand(step, 0), *y = tpi_out_operand(step, 0);
     int64_t m = flat(step) ? tpi_row_count(y) : dim(y, 2);
-    return TPI_SIMD(gemm_scratch)(m, dim(y, 1), dim(a, 1)) * (size_t)threads;
+    return TPI_SIMD(gemm_batch_scratch)(m, dim(y, 1), dim(a, 1), threads);
 }
 
 /* Elements from x's first matrix to that of batch item `i` of y's leading dimensions. */
@@ -147,8 +147,8 @@ ACCEPTS(linear_accepts) {
 
 SCRATCH(linear_scratch) {
     const tpi_operand *y = tpi_out_operand(step, 0);
-    return TPI_SIMD(gemm_scratch)(tpi_row_count(y), dim(y, 1), dim(tpi_in_operand(step, 0), 1)) *
-           (size_t)threads;
+    return TPI_SIMD(gemm_batch_scratch)(tpi_row_count(y), dim(y, 1), dim(tpi_in_operand(step, 0), 1),
+                                        threads);
 }
 
 /* x's rows as a matrix; input `k` of the launch. */
@@ -189,11 +189,11 @@ SCRATCH(lora_scratch) {
     const tpi_operand *y = tpi_out_operand(step, 0);
     int64_t rows = tpi_row_count(y), in = dim(tpi_in_operand(step, 0), 1);
     int64_t r = dim(tpi_in_operand(step, first_factor(step)), 1);
-    size_t first = TPI_SIMD(gemm_scratch)(rows, r, in);
-    size_t second = TPI_SIMD(gemm_scratch)(rows, dim(y, 1), step->op == TPI_LORA ? r : in + r);
-    size_t slim = TPI_SIMD(lora_rows_scratch)(dim(y, 1), in, r);
+    size_t first = TPI_SIMD(gemm_batch_scratch)(rows, r, in, threads);
+    size_t second = TPI_SIMD(gemm_batch_scratch)(rows, dim(y, 1), step->op == TPI_LORA ? r : in + r, threads);
+    size_t slim = TPI_SIMD(lora_rows_scratch)(dim(y, 1), in, r) * (size_t)threads;
     if (first > second) second = first;
-    return whole_lines(rows * r) + (slim > second ? slim : second) * (size_t)threads;
+    return whole_lines(rows * r) + (slim > second ? slim : second);
 }
 
 /* h = s·x·A, then y as the sum of g's terms, h·B the last of them. */
@@ -216,7 +216,7 @@ static low_rank low_rank_of(const tpi_launch *launch, const tpi_gemm *g) {
     job.up.term[job.up.terms++] =
         (tpi_term){{h, r, 1, TP_F32}, matrix(tpi_in_operand(step, k + 1), tpi_in(launch, k + 1)), r};
     size_t all = TPI_SIMD(lora_scratch)(step, tpi_threads_count(launch->threads)) - (size_t)held;
-    job.stride = all / sizeof(float) / (size_t)tpi_threads_count(launch->threads);
+    job.stride = all / CACHE_LINE / (size_t)tpi_threads_count(launch->threads) * CACHE_LINE / sizeof(float);
     return job;
 }
 

@@ -180,6 +180,20 @@ ACCEPTS(pointwise_accepts) {
     return chain->length > 0;
 }
 
+/* Broadcast operands, and others whose rows are whole, are gathered by the tile: a copy of them would be
+ * written and read for nothing. */
+ACCEPTS(pointwise_rows_accepts) {
+    const tpi_operand *y = tpi_out_operand(step, 0);
+    bool strided = false;
+    for (int k = 0; k < step->n_in; k++) {
+        const tpi_operand *x = tpi_in_operand(step, k);
+        if (!x->contiguous && x->rank && x->shape[x->rank - 1] > 1 && x->stride[x->rank - 1] > 1)
+            return false;
+        strided = strided || !x->contiguous || x->count != y->count;
+    }
+    return strided && TPI_SIMD(pointwise_accepts)(step);
+}
+
 /* ---- the common case: one operation, f32, all operands alike ---- */
 
 ACCEPTS(pointwise_same_accepts) {

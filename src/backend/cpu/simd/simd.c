@@ -14,7 +14,9 @@
 #define PLAIN(op, name)          ENTRY(op, name, name##_accepts, NULL)
 #define SPACE(op, name)          ENTRY(op, name, name##_accepts, TPI_SIMD(name##_scratch))
 #define SHARED(op, name, family) ENTRY(op, name, family##_accepts, TPI_SIMD(family##_scratch))
-#define POINTWISE(NAME)          PLAIN(TPI_##NAME, pointwise_same), PLAIN(TPI_##NAME, pointwise)
+#define POINTWISE(NAME)                                                                                      \
+    ENTRY(TPI_##NAME, pointwise, pointwise_rows_accepts, NULL), PLAIN(TPI_##NAME, pointwise_same),           \
+        PLAIN(TPI_##NAME, pointwise)
 
 const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     SPACE(TPI_MATMUL, matmul),

@@ -34,6 +34,9 @@ static inline vf v_pin(vf x) { /* keeps x in a register: it is used more than on
     __asm__("" : "+x"(x));
     return x;
 }
+static inline void v_hold(vf x) { /* x keeps its register up to here: no sum is moved into it */
+    __asm__ volatile("" ::"x"(x));
+}
 static inline vf v_load_n(const float *p, int64_t n) {
     return _mm256_maskload_ps(p, v_first(n));
 }

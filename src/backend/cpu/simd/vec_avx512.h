@@ -33,6 +33,9 @@ static inline vf v_pin(vf x) { /* keeps x in a register: it is used more than on
     __asm__("" : "+v"(x));
     return x;
 }
+static inline void v_hold(vf x) { /* x keeps its register up to here: no sum is moved into it */
+    __asm__ volatile("" ::"v"(x));
+}
 static inline vf v_load_n(const float *p, int64_t n) {
     return _mm512_maskz_loadu_ps(v_first(n), p);
 }
