@@ -2,7 +2,9 @@
  * program does that uses the lazy interface. */
 #include "contestant.h"
 #include "clock.h"
-#include "npy.h"
+#include "gpu/waits.h"
+
+#include "core/device.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,24 +31,27 @@ long key_number(const contest *c, const char *key, long otherwise) {
 
 /* ---- inputs ---- */
 
-/* The tensor of an array, rounded to `dtype`. */
+/* The array on the contest's device, rounded to `dtype`. */
 static tp_tensor *converted(contest *c, const npy *array, tp_dtype dtype) {
     tp_tensor *as_read, *out;
-    must(tp_tensor_from_data(tp_device_cpu(c->context), array->dtype, array->rank, array->shape, array->data,
-                             &as_read));
+    must(tp_tensor_from_data(c->device, array->dtype, array->rank, array->shape, array->data, &as_read));
     if (dtype == array->dtype) return as_read;
     must(tp_tensor_cast(as_read, dtype, &out));
     tp_tensor_release(as_read);
     return out;
 }
 
+npy host_input(const contest *c, const char *name) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s.npy", key_text(c, "inputs", "."), name);
+    return npy_read(path);
+}
+
 tp_tensor *input_as(contest *c, const char *name, tp_dtype dtype) {
     for (int i = 0; i < c->input_count; i++)
         if (strcmp(c->input_names[i], name) == 0) return c->inputs[i];
-    char path[4096];
     if (c->input_count == MOST_INPUTS) exit(1);
-    snprintf(path, sizeof path, "%s/%s.npy", key_text(c, "inputs", "."), name);
-    npy array = npy_read(path);
+    npy array = host_input(c, name);
     tp_tensor *made = converted(c, &array, array.dtype == TP_F32 ? dtype : array.dtype);
     npy_free(&array);
     c->input_names[c->input_count] = name;
@@ -89,15 +94,22 @@ static void release(results *r) {
     for (int i = 0; i < r->count; i++) tp_tensor_release(r->tensors[i]);
 }
 
-static double run(contest *c, int times) {
-    if (c->work->run) return c->work->run(c, times);
+static double run_recorded(contest *c, int times) {
     double start = clock_seconds();
     for (int i = 0; i < times; i++) {
         results r;
         evaluate(c, &r);
         release(&r);
     }
+    must(tp_device_synchronize(c->device));
     return (clock_seconds() - start) / times;
+}
+
+static double run(contest *c, int times) {
+    const double waited = waits_seconds(), start = clock_seconds();
+    double seconds = c->work->run ? c->work->run(c, times) : run_recorded(c, times);
+    c->host_seconds = (clock_seconds() - start - (waits_seconds() - waited)) / times;
+    return seconds;
 }
 
 /* ---- the protocol ---- */
@@ -130,6 +142,9 @@ static void answer(contest *c) {
         } else if (sscanf(line, "run %31s %3999[^\n]", way, rest) == 2) {
             int times = atoi(rest);
             printf("%.9g\n", run(c, times > 0 ? times : 1));
+        } else if (strcmp(line, "facts\n") == 0) {
+            printf("load_seconds=%.6g host_seconds=%.6g peak_bytes=%llu\n", c->load_seconds, c->host_seconds,
+                   (unsigned long long)tpi_memory_get_stats(c->device->memory).peak);
         } else {
             fprintf(stderr, "no such order: %s", line);
             exit(1);
@@ -146,6 +161,21 @@ static const work *find(const char *name) {
     return NULL;
 }
 
+/* The device of the key, whose waits are measured. */
+static tp_device *open_device(const contest *c) {
+    const char *name = key_text(c, "device", "cpu");
+    int index = 0;
+    if (strcmp(name, "cpu") == 0) return tp_device_cpu(c->context);
+    if (sscanf(name, "cuda:%d", &index) != 1) {
+        fprintf(stderr, "device: expected cpu or cuda:I, got %s\n", name);
+        exit(1);
+    }
+    tp_device *device = tp_device_cuda(c->context, index);
+    if (!device) must(TP_EDEVICE);
+    waits_measure(device);
+    return device;
+}
+
 int main(int argc, char **argv) {
     contest c = {.work = argc > 1 ? find(argv[1]) : NULL, .argc = argc, .argv = argv};
     if (!c.work) {
@@ -156,6 +186,7 @@ int main(int argc, char **argv) {
     options.threads = (int)key_number(&c, "threads", 0);
     options.fuse = key_text(&c, "fuse", NULL);
     must(tp_context_create(&c.context, &options));
+    c.device = open_device(&c);
     must(tp_graph_create(&c.graph, c.context));
     c.dtype = strcmp(key_text(&c, "dtype", "f32"), "bf16") == 0 ? TP_BF16 : TP_F32;
     if (c.work->open) c.work->open(&c);

@@ -1,6 +1,6 @@
 /* A contestant: one process that prepares one work and runs it when told.
  *
- *     bench_contestant WORK key=value ...      threads=N and inputs=DIR are understood by all works
+ *     bench_contestant WORK key=value ...      all works understand threads=N, inputs=DIR, device=cpu|cuda:I
  *
  * It answers on standard output, one line a line:
  *
@@ -8,14 +8,19 @@
  *                         absent WHY                   it has no such work
  *     result WAY DIR      done                         runs it once, writes each result as DIR/NAME.npy, f32
  *     run WAY N           seconds a call               runs it N times
+ *     facts               key=value ...                load_seconds: a model's; host_seconds: of a call of
+ * the last run, without waiting for the device; peak_bytes: the most that tensors and plans held on the
+ * device
  *
- * Whatever else happens ends the process with a line on standard error. The peers speak the same.
+ * Whatever else happens ends the process with a line on standard error. The peers of bench/peers speak the
+ * same but for the facts.
  *
  * A work of operations is a function that records what is computed on the graph's leaves. Leaves are the
- * inputs by name, read from inputs/NAME.npy and rounded to the work's dtype. */
+ * inputs by name, read from inputs/NAME.npy, rounded to the work's dtype, on the contest's device. */
 #ifndef TAPER_BENCH_CONTESTANT_H
 #define TAPER_BENCH_CONTESTANT_H
 
+#include "npy.h"
 #include "taper/taper.h"
 
 #define MOST_INPUTS  8
@@ -49,12 +54,14 @@ struct contest {
     int argc;
     char **argv;
     tp_context *context;
+    tp_device *device; /* key device: where models and leaves are */
     tp_graph *graph;
     tp_dtype dtype; /* of floating inputs: key dtype */
     int input_count;
     const char *input_names[MOST_INPUTS];
     tp_tensor *inputs[MOST_INPUTS];
-    void *state; /* of `open` */
+    double load_seconds, host_seconds; /* facts */
+    void *state;                       /* of `open` */
 };
 
 /* The value of a key, or `otherwise`. */
@@ -65,6 +72,9 @@ long key_number(const contest *c, const char *key, long otherwise);
 tp_tensor *input(contest *c, const char *name);
 tp_tensor *input_as(contest *c, const char *name, tp_dtype dtype);
 tp_lazy *leaf(contest *c, const char *name);
+
+/* The same file for the host to read, whatever the device. Owned by the caller: npy_free. */
+npy host_input(const contest *c, const char *name);
 
 void must(tp_status status);
 

@@ -1,16 +1,20 @@
 """A model directory of Qwen2's architecture with random weights, and a LoRA adapter for it as PEFT writes them.
 
-    python3 bench/make_model.py OUT [--dtype bf16|f32] [--hidden 896] [--layers 24] ... [--rank 8]
+    python3 bench/make_model.py OUT [--dtype bf16|f32] [--hidden 896] [--layers 24] ... [--no-tie] [--rank 8]
 
 The sizes are Qwen2.5-0.5B's. OUT/adapter holds the adapter of all linear layers, f32, A and B both random. Standard
 library only: a weight is random bits whose upper byte is overwritten, so that it lies in ±[2^-7, 2^-5), which is what
-initialisation with a deviation of about 0.02 looks like. The same arguments give the same files.
+initialisation with a deviation of about 0.02 looks like. One block of such values is written again and again, each time
+from another place, by several threads: so large models are made as fast as files can be written. The same arguments
+give the same files.
 """
 
 import argparse
 import json
+import os
 import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 LINEARS = {
@@ -22,22 +26,45 @@ SIZES = {"bf16": 2, "f32": 4}
 SIGN_AND_EXPONENT = bytes(0x3C | (b & 0x80) for b in range(256))
 
 
-def random_values(generator, count, size):
+BLOCK = 1 << 25  # values
+STEP = 7 * BLOCK // 17 | 1  # odd: from one repetition to the next, so that no two begin alike
+
+
+def random_block(generator, count, size):
     """`count` little-endian floats of `size` bytes."""
-    data = bytearray()
-    for start in range(0, count, 1 << 22):
-        piece = bytearray(generator.randbytes(min(1 << 22, count - start) * size))
-        piece[size - 1 :: size] = piece[size - 1 :: size].translate(SIGN_AND_EXPONENT)
-        data += piece
-    return data
+    block = bytearray(generator.randbytes(count * size))
+    block[size - 1 :: size] = block[size - 1 :: size].translate(SIGN_AND_EXPONENT)
+    return memoryview(block)
 
 
 def ones(count, size):
     return struct.pack("<f", 1.0)[4 - size :] * count
 
 
+def pieces(offset, counts, block, size):
+    """(offset in the file, bytes) of all tensors; norms hold ones."""
+    values, start = len(block) // size, 0
+    for name, left in counts.items():
+        if name.endswith("norm.weight"):
+            yield offset, ones(left, size)
+            offset += left * size
+            continue
+        while left > 0:
+            start = (start + STEP) % values
+            count = min(left, values - start)
+            yield offset, block[start * size : (start + count) * size]
+            offset, left = offset + count * size, left - count
+
+
+def write_at(file, offset, data):
+    data = memoryview(data)
+    while len(data) > 0:
+        done = os.pwrite(file, data, offset)
+        offset, data = offset + done, data[done:]
+
+
 def write_safetensors(path, dtype, tensors, generator):
-    """tensors: {name: shape}; norms hold ones."""
+    """tensors: {name: shape}."""
     size, header, offset = SIZES[dtype], {}, 0
     counts = {name: shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in tensors.items()}
     for name, shape in tensors.items():
@@ -46,11 +73,12 @@ def write_safetensors(path, dtype, tensors, generator):
         offset = end
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    block = random_block(generator, min(BLOCK, offset // size), size)
+    with open(path, "wb") as file, ThreadPoolExecutor(8) as writers:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, count in counts.items():
-            norm = name.endswith("norm.weight")
-            file.write(ones(count, size) if norm else random_values(generator, count, size))
+        file.flush()
+        parts = pieces(file.tell(), counts, block, size)
+        list(writers.map(lambda part: write_at(file.fileno(), *part), parts))
 
 
 def features(a):
@@ -74,6 +102,8 @@ def model_tensors(a):
                 tensors[f"{prefix}self_attn.{name}.bias"] = [shape[0]]
         tensors[prefix + "post_attention_layernorm.weight"] = [a.hidden]
     tensors["model.norm.weight"] = [a.hidden]
+    if not a.tie:
+        tensors["lm_head.weight"] = [a.vocab, a.hidden]
     return tensors
 
 
@@ -91,7 +121,7 @@ def config(a):
     return {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": a.hidden,
         "intermediate_size": a.ffn, "num_hidden_layers": a.layers, "num_attention_heads": a.heads,
-        "num_key_value_heads": a.kv_heads, "vocab_size": a.vocab, "tie_word_embeddings": True,
+        "num_key_value_heads": a.kv_heads, "vocab_size": a.vocab, "tie_word_embeddings": a.tie,
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "initializer_range": 0.02,
         "use_sliding_window": False, "attention_dropout": 0.0, "eos_token_id": a.vocab - 1, "use_cache": True,
         "torch_dtype": {"bf16": "bfloat16", "f32": "float32"}[a.dtype],
@@ -106,19 +136,27 @@ def adapter_config(a):
     }  # fmt: skip
 
 
+def make_adapter(a, out):
+    """The adapter alone: one model may have several, of other ranks."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "adapter_config.json").write_text(json.dumps(adapter_config(a), indent=2) + "\n")
+    generator = random.Random(f"{a.seed} adapter")
+    write_safetensors(out / "adapter_model.safetensors", "f32", adapter_tensors(a), generator)
+
+
 def make(a):
-    out, generator = Path(a.out), random.Random(a.seed)
-    (out / "adapter").mkdir(parents=True, exist_ok=True)
+    out = Path(a.out)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config(a), indent=2) + "\n")
-    write_safetensors(out / "model.safetensors", a.dtype, model_tensors(a), generator)
-    (out / "adapter" / "adapter_config.json").write_text(json.dumps(adapter_config(a), indent=2) + "\n")
-    write_safetensors(out / "adapter" / "adapter_model.safetensors", "f32", adapter_tensors(a), generator)
+    write_safetensors(out / "model.safetensors", a.dtype, model_tensors(a), random.Random(a.seed))
+    make_adapter(a, out / "adapter")
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out")
     parser.add_argument("--dtype", choices=NAMES, default="bf16")
+    parser.add_argument("--tie", action=argparse.BooleanOptionalAction, default=True, help="the head is the embedding")
     sizes = dict(hidden=896, layers=24, heads=14, kv_heads=2, ffn=4864, vocab=151936, rank=8, seed=1)
     for name, size in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=size)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 typedef struct model_state {
+    npy ids;
     tp_model *model;
     tp_adapter *adapter;
     tpi_step *step;
@@ -18,7 +19,11 @@ typedef struct model_state {
 static void open_model(contest *c) {
     model_state *s = c->state = calloc(1, sizeof *s);
     if (!s) exit(1);
-    must(tp_model_load(&s->model, tp_device_cpu(c->context), key_text(c, "model", "."), NULL));
+    s->ids = host_input(c, "ids");
+    double start = clock_seconds();
+    must(tp_model_load(&s->model, c->device, key_text(c, "model", "."), NULL));
+    must(tp_device_synchronize(c->device));
+    c->load_seconds = clock_seconds() - start;
 }
 
 static void close_model(contest *c) {
@@ -28,6 +33,7 @@ static void close_model(contest *c) {
     tpi_batch_free(&s->batch);
     tp_adapter_destroy(s->adapter);
     tp_model_destroy(s->model);
+    npy_free(&s->ids);
     free(s);
 }
 
@@ -42,13 +48,12 @@ static void give(results *out, const char *name, tp_tensor *tensor) {
 static void open_training(contest *c) {
     open_model(c);
     model_state *s = c->state;
-    tp_tensor *ids = input(c, "ids");
-    const int64_t rows = tp_tensor_size(ids, 0), length = tp_tensor_size(ids, 1) - 1;
+    const int64_t rows = s->ids.shape[0], length = s->ids.shape[1] - 1;
     const size_t bytes = (size_t)length * sizeof(int32_t);
     must(tp_adapter_load(&s->adapter, s->model, key_text(c, "adapter", ".")));
     must(tpi_batch_make_full(&s->batch, rows, length));
     for (int64_t r = 0; r < rows; r++) {
-        const int32_t *row = (const int32_t *)tp_tensor_data(ids) + r * (length + 1);
+        const int32_t *row = (const int32_t *)s->ids.data + r * (length + 1);
         memcpy(s->batch.ids + r * length, row, bytes);
         memcpy(s->batch.targets + r * length, row + 1, bytes);
     }
@@ -85,19 +90,16 @@ static void losses(contest *c, results *out) {
 static void open_generator(contest *c) {
     open_model(c);
     model_state *s = c->state;
-    input(c, "ids");
     must(tp_generator_create(&s->generator, s->model, NULL, NULL, 0));
 }
 
 static tp_generate_stats generate(contest *c, int64_t tokens) {
     model_state *s = c->state;
-    tp_tensor *ids = input(c, "ids");
     tp_generate_options options = TP_GENERATE_OPTIONS_INIT;
     tp_generate_stats stats;
     options.max_tokens = tokens;
     options.ignore_stop_ids = true;
-    must(tp_generate_ids(s->generator, tp_tensor_data(ids), (size_t)tp_tensor_count(ids), &options, NULL,
-                         NULL, &stats));
+    must(tp_generate_ids(s->generator, s->ids.data, (size_t)s->ids.count, &options, NULL, NULL, &stats));
     return stats;
 }
 
@@ -120,13 +122,12 @@ static double run_tokens(contest *c, int times) {
 static tp_tensor *last_logits(contest *c, tp_kv_cache *cache, int32_t start, int64_t count) {
     const model_state *s = c->state;
     const int64_t grid[] = {1, count}, one = 1;
-    const int32_t *ids = (const int32_t *)tp_tensor_data(input(c, "ids")) + start, row = (int32_t)count - 1;
-    tp_device *cpu = tp_device_cpu(c->context);
+    const int32_t *ids = (const int32_t *)s->ids.data + start, row = (int32_t)count - 1;
     tp_tensor *out;
     tp_forward f = TP_FORWARD_INIT;
-    f.tokens = tp_lazy_from_slice(c->graph, cpu, TP_I32, 2, grid, ids);
-    f.start = tp_lazy_from_slice(c->graph, cpu, TP_I32, 1, &one, &start);
-    f.rows = tp_lazy_from_slice(c->graph, cpu, TP_I32, 1, &one, &row);
+    f.tokens = tp_lazy_from_slice(c->graph, c->device, TP_I32, 2, grid, ids);
+    f.start = tp_lazy_from_slice(c->graph, c->device, TP_I32, 1, &one, &start);
+    f.rows = tp_lazy_from_slice(c->graph, c->device, TP_I32, 1, &one, &row);
     f.cache = cache;
     must(tp_lazy_eval(tp_model_forward_lazy(s->model, &f), &out));
     tp_graph_reset(c->graph);
@@ -136,7 +137,7 @@ static tp_tensor *last_logits(contest *c, tp_kv_cache *cache, int32_t start, int
 /* The last id's logits, computed behind a cache of the others: what a step of generation does. */
 static void logits(contest *c, results *out) {
     const model_state *s = c->state;
-    const int64_t count = tp_tensor_count(input(c, "ids"));
+    const int64_t count = s->ids.count;
     tp_kv_cache *cache;
     must(tp_kv_cache_create(&cache, s->model, 1, count));
     tp_tensor_release(last_logits(c, cache, 0, count - 1));
