@@ -46,6 +46,7 @@ static const option_row rows[] = {
     ROW(FLAG, "stats", stats, NULL, "Print counts and speeds to standard error", .bare = "true"),
     OPTION_GROUP("Machine:"),
     SESSION_ROWS(arguments, session),
+    DETERMINISTIC_ROW(arguments, session),
 };
 
 static const option_table table = {

@@ -1,16 +1,14 @@
 /* Block memory by size class. A class is a power of two in four steps, so that at most a quarter is slack and
- * a freed block fits the next tensor of about its size. Large blocks are aligned to huge pages. */
+ * a freed block fits the next tensor of about its size. */
 #include "core/memory.h"
 #include "core/alloc.h"
 #include "core/error.h"
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #define SMALLEST   ((size_t)64)
 #define CLASSES    200
-#define HUGE_BYTES ((size_t)2 << 20)
 #define KEEP_BYTES ((uint64_t)256 << 20) /* kept for reuse at most, beyond one block a class */
 
 typedef struct block {
@@ -72,11 +70,7 @@ static tp_status over_limit(const tpi_memory *memory, size_t bytes) {
 
 static void *new_block(size_t bytes) {
     void *data = tpi_aligned_alloc(bytes);
-    if (data && bytes >= 2 * HUGE_BYTES) {
-        uintptr_t begin = ((uintptr_t)data + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
-        uintptr_t end = ((uintptr_t)data + bytes) & ~(HUGE_BYTES - 1);
-        madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
-    }
+    if (data) tpi_advise_huge(data, bytes);
     return data;
 }
 
