@@ -100,13 +100,15 @@ def side_by_side(axis, a):
     with tempfile.TemporaryDirectory(prefix="taper-growth-") as scratch:
         told = bench.told_keys(work, Path(scratch), a)
         opened = [open_contestant("taper", work, a.threads[0], told, a) for _ in range(most)]
-        calls = max(bench.calls_a_sample(c, c.ways[0], a) for c in opened) * 4
-        seconds = {n: [] for n, _ in axis.points}
-        for _ in range(max(a.rounds, 5)):
-            for n in seconds:
-                seconds[n].append(run_together(opened[:n], calls) / (n * calls))
-        for contestant in opened:
-            contestant.close()
+        try:
+            calls = max(bench.calls_a_sample(c, c.ways[0], a) for c in opened) * 4
+            seconds = {n: [] for n, _ in axis.points}
+            for _ in range(max(a.rounds, 5)):
+                for n in seconds:
+                    seconds[n].append(run_together(opened[:n], calls) / (n * calls))
+        finally:
+            for contestant in opened:
+                contestant.close()
     return {n: {"taper": {"lazy": {"seconds": s}}} for n, s in seconds.items()}
 
 

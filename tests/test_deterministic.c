@@ -56,7 +56,7 @@ static void read_adapter(const char *out, char **data, size_t *size) {
     must(tpi_file_read(path, (size_t)1 << 26, data, size));
 }
 
-Test(deterministic, training_on_any_number_of_threads, .timeout = 120) {
+Test(deterministic, training_on_any_number_of_threads, .timeout = 300) {
     char *data[MOST + 1], root[] = "/tmp/taper-bits-XXXXXX", out[64];
     double losses[MOST + 1][STEPS];
     size_t size[MOST + 1];
@@ -121,7 +121,7 @@ static float *logits_of(tp_context *ctx, const tp_model *model) {
     return values;
 }
 
-Test(deterministic, generation_on_any_number_of_threads, .timeout = 120) {
+Test(deterministic, generation_on_any_number_of_threads, .timeout = 300) {
     drawn first = {.count = 0};
     float *expected = NULL;
     for (int threads = 1; threads <= MOST; threads++) {
