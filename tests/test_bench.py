@@ -155,6 +155,21 @@ class WrongAnswerTest(unittest.TestCase):
             self.assertEqual(set(work["series"]), {"taper"})
 
 
+class EndedTest(unittest.TestCase):
+    def test_a_contestant_that_ends_is_wrong_and_the_others_go_on(self):
+        with tempfile.TemporaryDirectory(prefix="taper-bench-test-") as folder:
+            python = Path(folder) / "mlx" / "bin" / "python"
+            python.parent.mkdir(parents=True)
+            python.write_text("#!/bin/sh\necho ready ended-1 eager\necho out of breath >&2\nexit 1\n")
+            python.chmod(0o755)
+            words = ["--with", "mlx", "--peers", folder, "--work", "add_chain-1000-fused", "--rounds", "1"]
+            done = bench(Path(folder) / "out", "--short", "--threads", "1", *words)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            (work,) = json.loads((Path(folder) / "out" / "bench.json").read_text())["works"]
+            self.assertEqual(work["wrong"], {"mlx": "eager: out of breath"})
+            self.assertEqual(set(work["series"]), {"taper"})
+
+
 class FiguresTest(unittest.TestCase):
     WORK = {
         "name": "w", "threads": 1, "units": 1, "limits": [1.0, 1.0, 1.0], "bound": "f32 peak", "wrong": {},
