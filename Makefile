@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 600
 export PEERS
 CTEST = ctest --output-on-failure -j$(CTEST_JOBS) --test-dir
 
-.PHONY: help build test cuda test-cuda demo bench bench-peers test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
+.PHONY: help build test cuda test-cuda demo bench bench-growth bench-peers test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
@@ -43,6 +43,9 @@ demo: build ## fine-tune the shipped model on the verses, show it before and aft
 bench: build ## the benchmarks, beside the peers that are installed; JSON in build/bench (BENCH=--short)
 	bench/run.sh
 	python3 bench/bench.py $(BENCH)
+
+bench-growth: build ## how speed grows with length, batch, rank, layers, graph, processes; plots in build/bench (GROWTH=--with=torch)
+	python3 bench/growth.py $(GROWTH)
 
 bench-peers: ## install the peers that make bench measures, outside the tree (PEERS=folder)
 	tools/bench-peers.sh

@@ -87,15 +87,23 @@ def make_inputs(work, folder, a):
             subprocess.run([str(w) for w in words], check=True)
 
 
-def model_folder(work, a):
-    """The model's directory, made at its first use and kept."""
-    label = f"{'-'.join(str(size) for size in work.model.values())}-{work.dtype}"
-    folder = a.build / "bench" / "models" / label
+def made(folder, make, sizes):
+    """The folder, made at its first use and kept."""
     if not (folder / "complete").exists():
-        sizes = [word for key, size in work.model.items() for word in (f"--{key.replace('_', '-')}", str(size))]
-        make_model.make(make_model.parse([str(folder), "--dtype", work.dtype, *sizes]))
+        make(sizes, folder)
         (folder / "complete").touch()
     return folder
+
+
+def model_folders(work, a):
+    """The directories of the work's model and adapter: models differ by their sizes, adapters of one by theirs."""
+    words = [word for key, size in work.model.items() for word in (f"--{key.replace('_', '-')}", str(size))]
+    sizes = make_model.parse(["unused", "--dtype", work.dtype, *words])
+    own = [getattr(sizes, key) for key in ("hidden", "layers", "heads", "kv_heads", "ffn", "vocab")]
+    folder = a.build / "bench" / "models" / "-".join(map(str, [*own, work.dtype]))
+    model = made(folder, make_model.make_model, sizes)
+    adapter = made(folder / f"adapter-{sizes.rank}-{sizes.adapted or sizes.layers}", make_model.make_adapter, sizes)
+    return model, adapter
 
 
 def told_keys(work, scratch, a):
@@ -104,8 +112,7 @@ def told_keys(work, scratch, a):
     make_inputs(work, inputs, a)
     found = {"inputs": inputs, "compile": int(not a.short)}
     if work.model:
-        found["model"] = model_folder(work, a)
-        found["adapter"] = found["model"] / "adapter"
+        found["model"], found["adapter"] = model_folders(work, a)
     return found
 
 

@@ -79,7 +79,10 @@ class Process:
         return 0
 
     def close(self):
-        self.process.stdin.close()
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:  # it ended, and an order was left unread
+            pass
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:

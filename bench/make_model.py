@@ -1,12 +1,13 @@
 """A model directory of Qwen2's architecture with random weights, and a LoRA adapter for it as PEFT writes them.
 
     python3 bench/make_model.py OUT [--dtype bf16|f32] [--hidden 896] [--layers 24] ... [--no-tie] [--rank 8]
+                                [--adapted 24]
 
-The sizes are Qwen2.5-0.5B's. OUT/adapter holds the adapter of all linear layers, f32, A and B both random. Standard
-library only: a weight is random bits whose upper byte is overwritten, so that it lies in ±[2^-7, 2^-5), which is what
-initialisation with a deviation of about 0.02 looks like. One block of such values is written again and again, each time
-from another place, by several threads: so large models are made as fast as files can be written. The same arguments
-give the same files.
+The sizes are Qwen2.5-0.5B's. OUT/adapter holds the adapter of all linear layers of the last blocks, as many as
+--adapted says (all), f32, A and B both random. Standard library only: a weight is random bits whose upper byte is
+overwritten, so that it lies in ±[2^-7, 2^-5), which is what initialisation with a deviation of about 0.02 looks like. One
+block of such values is written again and again, each time from another place, by several threads: so large models are
+made as fast as files can be written. The same arguments give the same files.
 """
 
 import argparse
@@ -107,9 +108,13 @@ def model_tensors(a):
     return tensors
 
 
+def adapted(a):
+    return list(range(a.layers - (a.adapted or a.layers), a.layers))
+
+
 def adapter_tensors(a):
     tensors = {}
-    for layer in range(a.layers):
+    for layer in adapted(a):
         for name, (out, into) in features(a).items():
             path = f"base_model.model.model.layers.{layer}.{LINEARS[name]}.{name}"
             tensors[path + ".lora_A.weight"] = [a.rank, into]
@@ -131,9 +136,16 @@ def config(a):
 def adapter_config(a):
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": a.rank, "lora_alpha": 2 * a.rank, "lora_dropout": 0.0,
-        "bias": "none", "target_modules": list(LINEARS), "inference_mode": False, "fan_in_fan_out": False,
+        "bias": "none", 
+        "target_modules": list(LINEARS), "layers_to_transform": adapted(a), "layers_pattern": "layers", "inference_mode": False, "fan_in_fan_out": False,
         "base_model_name_or_path": "random",
     }  # fmt: skip
+
+
+def make_model(a, out):
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(config(a), indent=2) + "\n")
+    write_safetensors(out / "model.safetensors", a.dtype, model_tensors(a), random.Random(a.seed))
 
 
 def make_adapter(a, out):
@@ -144,24 +156,18 @@ def make_adapter(a, out):
     write_safetensors(out / "adapter_model.safetensors", "f32", adapter_tensors(a), generator)
 
 
-def make(a):
-    out = Path(a.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(config(a), indent=2) + "\n")
-    write_safetensors(out / "model.safetensors", a.dtype, model_tensors(a), random.Random(a.seed))
-    make_adapter(a, out / "adapter")
-
-
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out")
     parser.add_argument("--dtype", choices=NAMES, default="bf16")
     parser.add_argument("--tie", action=argparse.BooleanOptionalAction, default=True, help="the head is the embedding")
-    sizes = dict(hidden=896, layers=24, heads=14, kv_heads=2, ffn=4864, vocab=151936, rank=8, seed=1)
+    sizes = dict(hidden=896, layers=24, heads=14, kv_heads=2, ffn=4864, vocab=151936, rank=8, adapted=0, seed=1)
     for name, size in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=size)
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    make(parse())
+    arguments = parse()
+    make_model(arguments, Path(arguments.out))
+    make_adapter(arguments, Path(arguments.out) / "adapter")

@@ -27,6 +27,11 @@ class Work:
     model: dict = None  # sizes for make_model.py
     commands: dict = None  # of kind "command": {contestant: words}
     short: bool = False
+    tokens: int = 0  # that a call goes through, where it is not `units`
+
+    @property
+    def units_of_growth(self):
+        return self.tokens or self.units
 
     @property
     def dtype(self):
@@ -55,11 +60,10 @@ def keys(dtype, backward):
     return {"dtype": dtype, "backward": int(backward)}
 
 
-def add_chains():
+def add_chain(length, name, fuse, only):
     inputs = {"x": normal(16), "y": normal(16)}
-    for name, fuse, only in (("unfused", "-pointwise", "eager"), ("fused", "", "compile")):
-        told = {"length": 1000, "only": only, **({"fuse": fuse} if fuse else {})}
-        yield Work(f"add_chain-1000-{name}", "add_chain", told, inputs, units=1000, short=True)
+    told = {"length": length, "only": only, **({"fuse": fuse} if fuse else {})}
+    return Work(f"add_chain-{length}-{name}", "add_chain", told, inputs, units=length, short=True)
 
 
 def lora(rows, width, rank, dtype, short=False):
@@ -159,12 +163,36 @@ def train_step(label, model, rows, length, dtype, short=False):
     return Work(name, "train_step", {"dtype": dtype}, inputs, flops, model=model, short=short)
 
 
+def attention_pairs(model, length):
+    """Products of a query's number with a key's, of all layers of a causal pass."""
+    return model["layers"] * model["hidden"] * length * (length + 1) // 2
+
+
+def grown_step(model, rows, length, dtype):
+    """A training step of an adapter of the last `adapted` layers, with all operations counted: attention's, the
+    adapter's, and no backward pass below the first adapted layer."""
+    work = train_step("growth", model, rows, length, dtype)
+    head, share = model["vocab"] * model["hidden"], model["adapted"] / model["layers"]
+    sizes = model["hidden"], model["hidden"] // model["heads"] * model["kv_heads"], model["ffn"]
+    ends = 6 * sizes[0] + 2 * sizes[1] + 3 * (sizes[0] + sizes[2])  # in and out of a layer's projections
+    adapter = 6 * model["rank"] * ends * model["adapted"] * rows * length
+    linear = 2 * rows * length * (head * 2 + (parameters(model) - head) * (1 + share))
+    work.flops = linear + adapter + rows * attention_pairs(model, length) * (4 + 10 * share)
+    work.tokens = rows * length
+    return work
+
+
 def generation(kind, label, model, length, dtype, short=False):
     inputs = {"ids": ("ids", model["vocab"], (length,))}
-    flops = 2 * parameters(model) * (length if kind == "prompt" else 1)
+    tokens = {"prompt": length, "generate": 1, "load": length}[kind]
+    flops = 2 * parameters(model) * tokens
     moved = parameters(model) * SIZE[dtype]
+    if label == "growth":
+        cached = 2 * model["layers"] * model["hidden"] // model["heads"] * model["kv_heads"] * length
+        flops, moved = flops + 4 * attention_pairs(model, length), moved + cached * SIZE[dtype]
     told = {"dtype": dtype, "tokens": 32}
-    return Work(f"{kind}-{label}-{length}-{dtype}", kind, told, inputs, flops, moved, "read", model=model, short=short)
+    name = f"{kind}-{label}-{length}-{dtype}"
+    return Work(name, kind, told, inputs, flops, moved, "read", model=model, short=short, tokens=tokens)
 
 
 def cold_start():
@@ -178,7 +206,7 @@ def cold_start():
 
 
 def all_works():
-    works = list(add_chains())
+    works = [add_chain(1000, "unfused", "-pointwise", "eager"), add_chain(1000, "fused", "", "compile")]
     for dtype in SIZE:
         works += [lora(128, 512, 8, dtype, short=True), lora(2048, 896, 16, dtype), lora(16, 4096, 16, dtype)]
     for dtype in SIZE:
@@ -202,5 +230,7 @@ def all_works():
     for kind, length in (("generate", 16), ("prompt", 512)):
         works += [generation(kind, "qwen2.5-0.5b", QWEN, length, "bf16")]
         works += [generation(kind, "tiny", TINY, length // 8 + 2, "f32", short=True)]
+    # From opening a model's files, 1 GB, to the first token behind two: what is beyond reading has gone into the load.
+    works += [generation("load", "qwen2.5-0.5b", QWEN, 2, "bf16"), generation("load", "tiny", TINY, 2, "f32", short=True)]
     works.append(cold_start())
     return works

@@ -145,6 +145,27 @@ static void logits(contest *c, results *out) {
     tp_kv_cache_destroy(cache);
 }
 
+/* ---- loading: ids i32 [prompt] ---- */
+
+/* Seconds from opening the files to the first token's logits. */
+static double run_load(contest *c, int times) {
+    double seconds = 0;
+    for (int i = 0; i < times; i++) {
+        double start = clock_seconds();
+        open_generator(c);
+        generate(c, 1);
+        seconds += clock_seconds() - start;
+        close_model(c);
+    }
+    return seconds / times;
+}
+
+static void loaded_logits(contest *c, results *out) {
+    open_generator(c);
+    logits(c, out);
+    close_model(c);
+}
+
 const work model_works[] = {
     {.name = "train_step",
      .open = open_training,
@@ -153,5 +174,6 @@ const work model_works[] = {
      .close = close_model},
     {.name = "prompt", .open = open_generator, .run = run_prompt, .result = logits, .close = close_model},
     {.name = "generate", .open = open_generator, .run = run_tokens, .result = logits, .close = close_model},
+    {.name = "load", .run = run_load, .result = loaded_logits},
     {.name = NULL},
 };

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 import compare
 import contestants
+import growth
 import report
 import works
 
@@ -92,6 +93,45 @@ class ShortRunTest(unittest.TestCase):
         self.assertEqual({row[2] for row in rows[1:]}, {"1.00"})
 
 
+class GrowthTest(unittest.TestCase):
+    SMALL = "--hidden 64 --layers 2 --heads 2 --kv-heads 1 --ffn 96 --vocab 256".split()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="taper-bench-test-")
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.out = Path(cls.folder.name)
+        command = [sys.executable, ROOT / "bench" / "growth.py", "--build", BUILD, "--out", cls.out, "--most", "256"]
+        command += [*cls.SMALL, "--rounds", "1", "--with", "reference"]
+        done = subprocess.run([str(w) for w in command], capture_output=True, text=True)
+        if done.returncode:
+            raise AssertionError(done.stdout + done.stderr)
+        cls.figures = json.loads((cls.out / "growth.json").read_text())
+
+    def test_every_axis_grows_and_every_point_is_measured_and_right(self):
+        names = [axis["name"] for axis in self.figures["axes"]]
+        self.assertEqual(names, "length batch rank adapted depth prompt generate graph processes".split())
+        for axis in self.figures["axes"]:
+            points = axis["points"]
+            self.assertGreaterEqual(len(points), 2, axis["name"])
+            self.assertEqual([p["x"] for p in points], sorted(p["x"] for p in points))
+            for point in points:
+                self.assertIsNotNone(growth.rates(point, "taper"), axis["name"])
+                self.assertEqual(point["wrong"], {}, axis["name"])
+
+    def test_the_pictures_are_what_they_are_called(self):
+        root = ElementTree.parse(self.out / "growth.svg").getroot()
+        self.assertEqual(root.tag, "{http://www.w3.org/2000/svg}svg")
+        self.assertEqual((self.out / "growth.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+
+    def test_growing_as_the_arithmetic_does_is_no_excess(self):
+        points = [{"x": n, "units": n, "cost": n * n, "series": {"taper": {"lazy": {"seconds": [n * n * 1e-3]}}}}
+                  for n in (1, 2, 4)]  # fmt: skip
+        axis = {"points": points}
+        self.assertEqual([round(e, 6) for e in growth.excesses(axis)], [1, 1])
+        self.assertEqual([(x, round(rate, 6)) for x, rate in growth.asked(axis)], [(1, 1000), (2, 500), (4, 250)])
+
+
 class WrongAnswerTest(unittest.TestCase):
     def test_a_wrong_result_is_an_error_of_the_run_and_is_not_timed(self):
         """A peer that answers with zeros."""
@@ -112,6 +152,21 @@ class WrongAnswerTest(unittest.TestCase):
             self.assertEqual(done.returncode, 1, done.stderr)
             (work,) = json.loads((Path(folder) / "out" / "bench.json").read_text())["works"]
             self.assertIn("eager differs by 1", work["wrong"]["mlx"])
+            self.assertEqual(set(work["series"]), {"taper"})
+
+
+class EndedTest(unittest.TestCase):
+    def test_a_contestant_that_ends_is_wrong_and_the_others_go_on(self):
+        with tempfile.TemporaryDirectory(prefix="taper-bench-test-") as folder:
+            python = Path(folder) / "mlx" / "bin" / "python"
+            python.parent.mkdir(parents=True)
+            python.write_text("#!/bin/sh\necho ready ended-1 eager\necho out of breath >&2\nexit 1\n")
+            python.chmod(0o755)
+            words = ["--with", "mlx", "--peers", folder, "--work", "add_chain-1000-fused", "--rounds", "1"]
+            done = bench(Path(folder) / "out", "--short", "--threads", "1", *words)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            (work,) = json.loads((Path(folder) / "out" / "bench.json").read_text())["works"]
+            self.assertEqual(work["wrong"], {"mlx": "eager: out of breath"})
             self.assertEqual(set(work["series"]), {"taper"})
 
 

@@ -59,6 +59,38 @@ static void check_kernel(const case_run *want, const tpi_kernel *kernel, tpi_thr
     case_run_clear(&got);
 }
 
+/* The same bits on one thread as on three, where both divide their work alike. */
+static void check_parts(const case_instance *instance, const tpi_kernel *kernel,
+                        tpi_threads *const split[2]) {
+    case_run got[2];
+    char label[256];
+    tp_status status[2];
+    bool taken = true;
+    for (int i = 0; i < 2; i++) {
+        case_run_init(&got[i], instance);
+        taken &= case_run_kernel(&got[i], kernel, split[i], &status[i]);
+    }
+    for (int k = instance->n_in; taken && k < instance->n_in + instance->n_out; k++)
+        cr_expect(memcmp(got[0].blocks[k].data, got[1].blocks[k].data, got[0].blocks[k].bytes) == 0,
+                  "%s: %s: output %d depends on the number of threads", case_label(instance, label),
+                  kernel->name, k - instance->n_in);
+    for (int i = 0; i < 2; i++) case_run_clear(&got[i]);
+}
+
+static void check_parts_of(tp_dtype f) {
+    tpi_threads *split[2];
+    for (int i = 0; i < 2; i++) cr_assert_eq(tpi_threads_create_split(&split[i], 1 + 2 * i, 16), TP_OK);
+    for (int i = 0; i < op_case_count; i++) {
+        case_instance instance;
+        if (op_cases[i].kind == CASE_SPEED || !reaches_backend(op_cases[i].op)) continue;
+        if (!case_instantiate(&op_cases[i], f, &instance)) continue;
+        const tpi_kernel *kernels = tpi_backend_cpu()->kernels(op_cases[i].op);
+        for (int k = 0; k < case_kernel_count(op_cases[i].op); k++)
+            check_parts(&instance, &kernels[k], split);
+    }
+    for (int i = 0; i < 2; i++) tpi_threads_destroy(split[i]);
+}
+
 static void check_case(const case_instance *instance, tpi_threads *one, tpi_threads *several) {
     const tpi_kernel *kernels = tpi_backend_cpu()->kernels(instance->from->op);
     int n = case_kernel_count(instance->from->op);
@@ -101,4 +133,9 @@ Test(ops, kernels_equal_reference_bf16, .timeout = 120) {
 }
 Test(ops, kernels_equal_reference_f16, .timeout = 120) {
     check_cases_of(TP_F16);
+}
+
+Test(ops, kernels_depend_on_parts_alone, .timeout = 120) {
+    check_parts_of(TP_F32);
+    check_parts_of(TP_BF16);
 }

@@ -1,11 +1,14 @@
-/* The pool: every index runs once, concurrent callers too, more threads than processors too. */
+/* The pool: every index runs once, concurrent callers too, more threads than processors too, on any number of
+ * threads for the same parts. */
+#include "core/affinity.h"
 #include "core/alloc.h"
-#include "core/threads.h"
 
 #include <criterion/criterion.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #define MOST 64
@@ -43,6 +46,63 @@ Test(threads, each_index_runs_once) {
         run_jobs(pool, 60, 3);
         tpi_threads_destroy(pool);
     }
+}
+
+Test(threads, parts_apart_from_threads) {
+    for (int threads = 1; threads <= 5; threads++)
+        for (int parts = 1; parts <= 16; parts += 5) {
+            tpi_threads *pool;
+            cr_assert_eq(tpi_threads_create_split(&pool, threads, parts), TP_OK);
+            cr_assert_eq(tpi_threads_count(pool), parts);
+            cr_assert_eq(tpi_threads_running(pool), threads);
+            run_jobs(pool, 500, 100);
+            tpi_threads_destroy(pool);
+        }
+}
+
+static void find_processor(void *arg, int index, int count) {
+    atomic_int *seen = arg;
+    (void)count;
+    usleep(2000); /* long enough for every thread to take a part */
+    atomic_store(&seen[index], sched_getcpu());
+}
+
+Test(threads, workers_stay_where_they_are_bound) {
+    tpi_affinity affinity;
+    tpi_threads *pool;
+    atomic_int seen[2];
+    cr_assert_eq(tpi_affinity_read("all", &affinity), TP_OK);
+    cr_assert_eq(affinity.count, tpi_threads_available());
+    cr_assert_eq(tpi_threads_create(&pool, 2), TP_OK);
+    cr_assert_eq(tpi_affinity_bind(&affinity, pool), TP_OK);
+    for (int i = 0; i < 20; i++) {
+        tpi_parallel(pool, find_processor, seen);
+        cr_assert_eq(atomic_load(&seen[1]), affinity.processors[1 % affinity.count]);
+    }
+    tpi_threads_destroy(pool);
+    tpi_affinity_free(&affinity);
+}
+
+Test(threads, lists_of_processors) {
+    static const char *const wrong[] = {"", "x", "0-", "-1", "0,", "0,,0", "1-0", "0 ", "0-0-0", "99999999"};
+    tpi_affinity affinity;
+    int64_t live = tpi_alloc_live();
+    cr_assert_eq(tpi_affinity_read(NULL, &affinity), TP_OK);
+    cr_assert_eq(affinity.count, 0);
+    cr_assert_eq(tpi_affinity_read("none", &affinity), TP_OK);
+    cr_assert_eq(affinity.count, 0);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        cr_expect_eq(tpi_affinity_read(wrong[i], &affinity), TP_EINVAL, "'%s'", wrong[i]);
+    cr_assert_eq(tpi_alloc_live(), live);
+    cr_assert_eq(tpi_affinity_read("all", &affinity), TP_OK);
+    char list[64];
+    int only = affinity.processors[0];
+    snprintf(list, sizeof list, "%d,%d-%d", only, only, only);
+    tpi_affinity_free(&affinity);
+    cr_assert_eq(tpi_affinity_read(list, &affinity), TP_OK);
+    cr_assert(affinity.count == 2 && affinity.processors[0] == only && affinity.processors[1] == only);
+    tpi_affinity_free(&affinity);
+    cr_assert_eq(tpi_alloc_live(), live);
 }
 
 Test(threads, many_more_than_processors) {

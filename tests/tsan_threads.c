@@ -31,11 +31,11 @@ static void *call_concurrently(void *pool) {
     return run_jobs(pool, 500) ? pool : NULL;
 }
 
-static int run_pool(int count) {
+static int run_pool(int threads, int parts) {
     tpi_threads *pool;
     pthread_t callers[3];
     void *failed;
-    if (tpi_threads_create(&pool, count) != TP_OK) return 1;
+    if (tpi_threads_create_split(&pool, threads, parts) != TP_OK) return 1;
     int wrong = run_jobs(pool, 500);
     for (int i = 0; i < 3; i++)
         if (pthread_create(&callers[i], NULL, call_concurrently, pool)) return 1;
@@ -49,7 +49,8 @@ static int run_pool(int count) {
 
 int main(void) {
     int wrong = 0;
-    for (int count = 1; count <= MOST; count *= 2) wrong += run_pool(count);
+    for (int count = 1; count <= MOST; count *= 2) wrong += run_pool(count, count);
+    for (int count = 2; count <= MOST; count *= 2) wrong += run_pool(count, MOST);
     printf("%d jobs went wrong\n", wrong);
     return wrong != 0;
 }

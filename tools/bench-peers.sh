@@ -6,13 +6,15 @@
 #
 # PEERS names the folder (default ${XDG_CACHE_HOME:-$HOME/.cache}/taper/peers), PYTHON the interpreter. The packages
 # are those of bench/peers/NAME.txt. A peer that cannot be installed leaves PEERS/NAME.absent, which says why, and
-# PEERS/NAME.log; the others go on. llama.cpp is compiled here, for this processor: it takes CMake, a C++ compiler and
-# some minutes. PyPI's torch for x86 Linux is linked against CUDA and does not start without its libraries, some GB
+# PEERS/NAME.log; the others go on. llama.cpp is compiled here, for this processor, without its image tools: it takes
+# CMake, a C++ compiler and a quarter of an hour on two processors. PyPI's torch for x86 Linux is linked against CUDA and does not start without its libraries, some GB
 # that are never used; pip takes a CPU build instead where its configuration offers one.
 set -u
 cd "$(dirname "$0")/.."
 PEERS=${PEERS:-${XDG_CACHE_HOME:-$HOME/.cache}/taper/peers}
 PYTHON=${PYTHON:-python3}
+export CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}"
+export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
 
 install() { # NAME MODULE
     rm -f "$PEERS/$1.absent"

@@ -43,11 +43,15 @@ typedef struct layer {
     int64_t rows, in, out, rank;
 } layer;
 
+static double layer_flops(const layer *l) {
+    return 2.0 * (double)(l->rows * l->in * l->out) + 2.0 * (double)(l->rows * l->rank * (l->in + l->out));
+}
+
 static layer make_layer(recording *r, bool adapted, tp_dtype adapter) {
     layer l = {.rows = r->size[0], .in = r->size[1], .out = r->size[2], .rank = adapted ? r->size[3] : 0};
     l.x = normal(r, BF16, 1, 2, SHAPE(l.rows, l.in));
     l.w = tp_lazy_transpose(normal(r, BF16, 1 / root((double)l.in), 2, SHAPE(l.out, l.in)), 0, 1);
-    r->flops += 2.0 * (double)(l.rows * l.in * l.out) + 2.0 * (double)(l.rows * l.rank * (l.in + l.out));
+    r->flops += layer_flops(&l);
     if (!adapted) return l;
     l.a = tp_lazy_transpose(normal(r, adapter, 1 / root((double)l.in), 2, SHAPE(l.rank, l.in)), 0, 1);
     l.b = tp_lazy_transpose(normal(r, adapter, 1 / root((double)l.rank), 2, SHAPE(l.out, l.rank)), 0, 1);
@@ -67,33 +71,42 @@ static void record_forward(recording *r, bool adapted, tp_dtype adapter) {
 #define GRAD_X     1u
 #define GRAD_X_A_B (1u | 4u | 8u)
 
-/* The gradients cost what the forward pass does for x, and the two thin products again for a and b. */
-static void record_backward(recording *r, bool adapted, tp_dtype adapter, unsigned which) {
+/* The gradient by x, which costs what the forward pass does. */
+static void record_dx(recording *r, bool adapted, tp_dtype adapter) {
     layer l = make_layer(r, adapted, adapter);
-    if (which & ~GRAD_X) r->flops += 4.0 * (double)(l.rows * l.rank * (l.in + l.out));
-    want_gradients(r, forward(&l), normal(r, BF16, 1, 2, SHAPE(l.rows, l.out)), which);
+    want_gradients(r, forward(&l), normal(r, BF16, 1, 2, SHAPE(l.rows, l.out)), GRAD_X);
+}
+
+/* Forward, and the gradients by x, a and b: each pass has two thin products beside its own, and each leaves
+ * one for the gradient of a or b, which is another. */
+static void record_training(recording *r, tp_dtype adapter) {
+    layer l = make_layer(r, true, adapter);
+    tp_lazy *y = forward(&l);
+    r->flops += layer_flops(&l) + 2.0 * (double)(l.rows * l.rank * (l.in + l.out));
+    want(r, y);
+    want_gradients(r, y, normal(r, BF16, 1, 2, SHAPE(l.rows, l.out)), GRAD_X_A_B);
 }
 
 static void linear(recording *r) {
     record_forward(r, false, BF16);
 }
 static void linear_dx(recording *r) {
-    record_backward(r, false, BF16, GRAD_X);
+    record_dx(r, false, BF16);
 }
 static void linear_lora(recording *r) {
     record_forward(r, true, BF16);
 }
 static void linear_lora_dx(recording *r) {
-    record_backward(r, true, BF16, GRAD_X);
+    record_dx(r, true, BF16);
 }
 static void linear_lora_grad(recording *r) {
-    record_backward(r, true, BF16, GRAD_X_A_B);
+    record_training(r, BF16);
 }
 static void linear_lora_f32(recording *r) {
     record_forward(r, true, TP_F32);
 }
 static void linear_lora_f32_grad(recording *r) {
-    record_backward(r, true, TP_F32, GRAD_X_A_B);
+    record_training(r, TP_F32);
 }
 
 /* ---- rows: MxN ---- */

@@ -69,12 +69,13 @@ def linear_lora_dx(m, into, out, rank):
 
 
 def linear_lora_grad(m, into, out, rank):
+    """Forward and all gradients, written out: no product is computed twice."""
     x, w, a, b = adapted(m, into, out, rank)
     dy = normal(m, out)
 
     def function():
-        down = (dy @ b) * 2.0
-        return dy @ w + down @ a, down.T @ x, dy.T @ (F.linear(x, a) * 2.0)
+        down, up = F.linear(x, a) * 2.0, (dy @ b) * 2.0
+        return F.linear(x, w) + F.linear(down, b), dy @ w + up @ a, up.T @ x, dy.T @ down
 
     return function
 

@@ -1,12 +1,10 @@
 """What is measured: operations, models, training steps, generation, growth."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
 
 # Qwen2.5's shapes, as options of make_model.py.
 MODELS = {

@@ -3,8 +3,8 @@
     python3 bench/gpu/run.py [--only micro,train,generate,growth] [--models 0.5b,1.5b,7b] [--bin DIR] [--out DIR]
 
 Models with random weights are made in a work folder (--work; a temporary one unless named). OUT/gpu.json has all that
-was measured, OUT/gpu.md the tables, OUT/growth-*.svg and .png the plots; parts that an earlier run into OUT measured
-are kept. `--only report` writes tables and plots again. A wrong result (an operation that differs from the CPU's,
+was measured, OUT/gpu.md the tables, OUT/growth.svg and .png the plots; parts that an earlier run into OUT measured are
+kept. `--only report` writes tables and plots again. A wrong result (an operation that differs from the CPU's,
 losses that differ from PyTorch's) or a failure of ours makes the run fail. The last measurements are skipped, and
 named as such, where --minutes are over. --small tries the programs out on the CPU, without peers. Standard library
 only.
@@ -18,13 +18,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import plots
-import rows
-import sides
-import tables
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other benchmarks' modules
 
-import make_model
-from bench import write_values
+import make_model  # noqa: E402
+import plots  # noqa: E402
+import rows  # noqa: E402
+import sides  # noqa: E402
+import tables  # noqa: E402
+from bench import write_values  # noqa: E402
 
 PARTS = ("micro", "train", "generate", "growth")
 ROOT = rows.HERE.parent.parent
@@ -37,7 +38,7 @@ def parse(argv=None):
     parser.add_argument("--only", default=",".join(PARTS), help="parts, or report")
     parser.add_argument("--models", default="0.5b,1.5b,7b")
     built = ROOT / "build" / "bench"
-    parser.add_argument("--bin", type=Path, default=built, help="where gpu_ops and bench_contestant are")
+    parser.add_argument("--bin", type=Path, default=built, help="where the programs are")
     parser.add_argument("--out", type=Path, default=built / "gpu")
     parser.add_argument("--work", type=Path, help="where models are made, and kept")
     parser.add_argument("--device", default="cuda:0")
@@ -61,21 +62,19 @@ class Scratch:
         folder = self.folder / name
         if not (folder / "complete").exists():
             print(f"making {name}", file=sys.stderr, flush=True)
-            make_model.make(self.options(name, folder))
+            make_model.make_model(self.options(name), folder)
             (folder / "complete").touch()
         return folder
 
-    def options(self, name, folder, rank=8):
+    def options(self, name, rank=8):
         sizes = [f"--{key.replace('_', '-')}={size}" for key, size in rows.MODELS[name].items() if key != "tie"]
         tie = "--tie" if rows.MODELS[name]["tie"] else "--no-tie"
-        return make_model.parse([str(folder), *sizes, tie, f"--rank={rank}"])
+        return make_model.parse(["unused", *sizes, tie, f"--rank={rank}"])
 
     def adapter(self, name, rank):
-        if rank == 8:
-            return self.model(name) / "adapter"
         folder = self.model(name) / f"adapter-{rank}"
         if not folder.exists():
-            make_model.make_adapter(self.options(name, self.model(name), rank), folder)
+            make_model.make_adapter(self.options(name, rank), folder)
         return folder
 
     def ids(self, name, *shape):
@@ -271,7 +270,7 @@ MEASURE = {
 
 def report(found, a):
     (a.out / "gpu.md").write_text(tables.document(found))
-    plots.write_all(found, a.out)
+    plots.write(found, a.bin / "bench_draw", a.out / "growth")
 
 
 def main():

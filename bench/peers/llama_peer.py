@@ -114,6 +114,10 @@ class Model:
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
+    def close(self):
+        llama_cpp.llama_free(self.context)
+        llama_cpp.llama_model_free(self.model)
+
     def forget(self):
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
@@ -125,12 +129,31 @@ class Model:
         return numpy.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, -1), (self.vocabulary,))
 
 
+def make_load(open_model, ids):
+    """From opening the file to the first token's logits."""
+
+    def logits():
+        model = open_model()
+        start = model.feed(ids)[None].copy()
+        model.close()
+        return start
+
+    return peer.Entry({"llama.cpp": lambda: (logits(), None)[1]}, {"llama.cpp": lambda: {"logits": logits()}})
+
+
 def make(name, keys):
-    if name not in ("prompt", "generate"):
+    if name not in ("prompt", "generate", "load"):
         return None
     ids = [int(i) for i in numpy.load(Path(keys["inputs"]) / "ids.npy")]
     tokens = keys.number("tokens", 32)
-    model = Model(gguf_of(Path(keys["model"])), keys.number("threads", 1), -(-(len(ids) + tokens) // 256) * 256)
+    room = -(-(len(ids) + tokens) // 256) * 256
+
+    def open_model():
+        return Model(gguf_of(Path(keys["model"])), keys.number("threads", 1), room)
+
+    if name == "load":
+        return make_load(open_model, ids)
+    model = open_model()
 
     def run():
         model.forget()

@@ -109,7 +109,8 @@ def put_adapter(model, folder):
     config = json.loads((Path(folder) / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
     model.freeze()
-    linear_to_lora_layers(model, len(model.layers), {"rank": config["r"], "scale": scale, "dropout": 0.0})
+    layers = config.get("layers_to_transform") or model.layers  # always the last
+    linear_to_lora_layers(model, len(layers), {"rank": config["r"], "scale": scale, "dropout": 0.0})
     values = mx.load(str(Path(folder) / "adapter_model.safetensors"))
     modules = dict(model.named_modules())
     for name, value in values.items():
@@ -160,6 +161,18 @@ def make_training(keys):
     return peer.Entry({way: m[0] for way, m in made.items()}, {way: m[1] for way, m in made.items()})
 
 
+def make_load(keys):
+    """From opening the files to the first token's logits."""
+
+    def logits():
+        out = load_model(keys)(load(keys["inputs"], "ids", None)[None])[:, -1]
+        mx.eval(out)
+        return out
+
+    ways = {"eager": lambda: (logits(), None)[1]}
+    return peer.Entry(ways, {"eager": lambda: {"logits": numpy.array(logits().astype(mx.float32))}})
+
+
 def make_generation(name, keys):
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -193,6 +206,8 @@ def make(name, keys):
         return make_training(keys)
     if name in ("prompt", "generate"):
         return make_generation(name, keys)
+    if name == "load":
+        return make_load(keys)
     if name in OPERATIONS or name == "add_chain":
         return make_operation(name, keys)
     return None

@@ -150,6 +150,18 @@ def make_training(keys):
     )
 
 
+def make_load(keys):
+    """From opening the files to the first token's logits."""
+
+    @torch.inference_mode()
+    def logits():
+        model = load_model(keys).eval()
+        return model(input_ids=load(keys["inputs"], "ids", None).long()[None], logits_to_keep=1).logits[:, -1]
+
+    ways = {"eager": lambda: (logits(), None)[1]}
+    return peer.Entry(ways, {"eager": lambda: {"logits": logits().float().numpy()}})
+
+
 def make_generation(name, keys):
     model = load_model(keys).eval()
     ids = load(keys["inputs"], "ids", None).long()[None]
@@ -185,6 +197,8 @@ def make(name, keys):
         return make_training(keys)
     if name in ("prompt", "generate"):
         return make_generation(name, keys)
+    if name == "load":
+        return make_load(keys)
     if name in OPERATIONS or name in ("add_chain", "rope"):
         return make_operation(name, keys)
     return None

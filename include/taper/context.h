@@ -35,10 +35,12 @@ typedef void (*tp_log_fn)(void *user, tp_log_level level, const char *line);
 
 typedef struct tp_context_options {
     size_t size;           /* sizeof(tp_context_options): set by TP_CONTEXT_OPTIONS_INIT */
-    int threads;           /* 0: TP_THREADS, or the processors this process may use */
+    int threads;           /* 0: TP_THREADS, or those of `affinity`, or all that this process may use */
     uint64_t memory_limit; /* bytes that tensors and plans may take on each device; 0: no limit */
     uint64_t cache_bytes;  /* bytes of cached plans; 0: 64 MiB */
     bool strict;           /* report a recording error at its line through `log`, as TP_STRICT=1 does */
+    bool deterministic;    /* the same bits on any number of threads, as TP_DETERMINISTIC=1 does; slower */
+    const char *affinity;  /* processors of the threads: "none", "all" or "0-3,8"; NULL: TP_AFFINITY */
     const char *fuse;      /* fusions to leave out, for instance "-lora,-pointwise"; NULL: TP_FUSE */
     const char *verbose;   /* any of "plan,kernel,memory"; NULL: TP_VERBOSE */
     tp_log_fn log;         /* NULL: nothing is logged */
@@ -46,7 +48,7 @@ typedef struct tp_context_options {
 } tp_context_options;
 
 #define TP_CONTEXT_OPTIONS_INIT                                                                              \
-    { sizeof(tp_context_options), 0, 0, 0, false, NULL, NULL, NULL, NULL }
+    { sizeof(tp_context_options), 0, 0, 0, false, false, NULL, NULL, NULL, NULL, NULL }
 
 /* Creates a context; `options` may be NULL. Owned: release it with tp_context_destroy. Fails with TP_EINVAL
  * for an unknown fusion or topic, TP_ENOMEM. */

@@ -1,8 +1,8 @@
 /* Generating text with a model, its tokenizer and any number of adapters.
  *
  * A generator keeps a key and value cache, so each new token costs one row of the model. The same model,
- * adapters, prompt, options and number of threads give the same tokens. A generator is used by one thread at
- * a time; several may share a model.
+ * adapters, prompt, options and number of threads give the same tokens; in a deterministic context the number
+ * of threads plays no part. A generator is used by one thread at a time; several may share a model.
  *
  *     static bool print(void *user, int32_t id, const char *text, size_t length) {
  *         return fwrite(text, 1, length, user) == length;

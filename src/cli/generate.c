@@ -49,6 +49,7 @@ static const option_row rows[] = {
     ROW(CHOICE, "base-dtype", base_dtype, "NAME",
         "Of the model: auto (as stored, on a GPU bf16), stored, f32, bf16 or f16", .choices = base_dtypes),
     SESSION_ROWS(arguments, session),
+    DETERMINISTIC_ROW(arguments, session),
 };
 
 static const option_table table = {

@@ -36,6 +36,7 @@ int session_open(session *s, const session_options *o) {
     tp_context_options options = TP_CONTEXT_OPTIONS_INIT;
     options.threads = (int)o->threads;
     options.memory_limit = o->memory_limit;
+    options.deterministic = o->deterministic;
     options.log = print_warning;
     tp_status status = tp_context_create(&s->context, &options);
     return status == TP_OK ? choose_device(s, o->device) : cli_fail_status(status);

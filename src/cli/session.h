@@ -12,10 +12,11 @@ typedef struct session_options {
     const char *device; /* "auto", "cpu", "cuda", "cuda:1" */
     int64_t threads;    /* 0: all */
     uint64_t memory_limit;
+    bool deterministic; /* an option of what trains or generates */
 } session_options;
 
 #define SESSION_OPTIONS_INIT                                                                                 \
-    { "auto", 0, 0 }
+    { "auto", 0, 0, false }
 
 /* Names of tp_base_dtype. */
 extern const char *const base_dtypes[];
@@ -26,6 +27,10 @@ extern const char *const base_dtypes[];
         OPTION_ROW(INT, "threads", type, field.threads, "N", "Threads of the CPU; 0: all"),                  \
         OPTION_ROW(BYTES, "mem-limit", type, field.memory_limit, "SIZE",                                     \
                    "Fail early where more memory is needed than, say, 4GiB")
+
+#define DETERMINISTIC_ROW(type, field)                                                                       \
+    OPTION_ROW(FLAG, "deterministic", type, field.deterministic, NULL,                                       \
+               "The same results to the last bit on any number of threads; slower", .bare = "true")
 
 typedef struct session {
     tp_context *context;

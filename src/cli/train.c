@@ -92,6 +92,7 @@ static const option_row rows[] = {
         .bare = "true"),
     OPTION_GROUP("Machine:"),
     SESSION_ROWS(arguments, session),
+    DETERMINISTIC_ROW(arguments, session),
 };
 
 static const option_table table = {"train",

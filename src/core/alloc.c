@@ -7,6 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#define HUGE_BYTES ((size_t)2 << 20)
 
 static atomic_llong live;
 static atomic_llong fail_countdown; /* 0: off */
@@ -57,6 +60,14 @@ void *tpi_aligned_alloc(size_t bytes) {
     bool overflow = rounded < bytes;
     if (rounded == 0) rounded = TPI_ALIGN;
     return counted(overflow || injected_fault() ? NULL : aligned_alloc(TPI_ALIGN, rounded), bytes);
+}
+
+void tpi_advise_huge(const void *data, size_t bytes) {
+    const char *set = getenv("TP_HUGE_PAGES");
+    if (bytes < 2 * HUGE_BYTES || (set && strcmp(set, "0") == 0)) return;
+    uintptr_t begin = ((uintptr_t)data + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
+    uintptr_t end = ((uintptr_t)data + bytes) & ~(HUGE_BYTES - 1);
+    madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 }
 
 void tpi_free(void *pointer) {

@@ -21,6 +21,10 @@ void *tpi_realloc_array(void *old, size_t count, size_t size);
 void *tpi_aligned_alloc(size_t bytes); /* aligned to TPI_ALIGN; contents undefined */
 void tpi_free(void *pointer);
 
+/* Asks for huge pages wherever whole ones lie in a large block or mapped file, unless TP_HUGE_PAGES=0. The
+ * system may refuse, which changes nothing. */
+void tpi_advise_huge(const void *data, size_t bytes);
+
 char *tpi_strdup(const char *text);
 char *tpi_strndup(const char *text, size_t length);
 

@@ -1,20 +1,16 @@
 /* Block memory by size class. A class is a power of two in four steps, in sixteen for large blocks, so that
- * little is slack and a freed block fits the next tensor of about its size. Large blocks are aligned to huge
- * pages. */
+ * little is slack and a freed block fits the next tensor of about its size. */
 #include "core/memory.h"
 #include "core/alloc.h"
 #include "core/error.h"
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
-#define SMALLEST ((size_t)64)
-#define FINE_BYTES                                                                                           \
-    ((size_t)1 << 20) /* above it classes are a sixteenth of a power of two apart, not a quarter */
-#define FINE_CLASS 56 /* the first of them */
+#define SMALLEST   ((size_t)64)
+#define FINE_BYTES ((size_t)1 << 20) /* above it classes are a sixteenth of a power of two apart, not a quarter */
+#define FINE_CLASS 56                /* the first of them */
 #define CLASSES    768
-#define HUGE_BYTES ((size_t)2 << 20)
 #define KEEP_BYTES ((uint64_t)256 << 20) /* kept for reuse at most, beyond one block a class */
 
 /* A kept block. On the host it lies in the block itself; a device's memory cannot hold it. */
@@ -67,11 +63,7 @@ tp_status tpi_memory_create(tpi_memory **out, uint64_t limit, const tpi_memory_s
 
 static void *new_host_block(size_t bytes) {
     void *data = tpi_aligned_alloc(bytes);
-    if (data && bytes >= 2 * HUGE_BYTES) {
-        uintptr_t begin = ((uintptr_t)data + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
-        uintptr_t end = ((uintptr_t)data + bytes) & ~(HUGE_BYTES - 1);
-        madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
-    }
+    if (data) tpi_advise_huge(data, bytes);
     return data;
 }
 

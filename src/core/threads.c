@@ -3,9 +3,10 @@
  * where somebody sleeps. With more threads than processors nobody spins, since the spinner would hold the
  * processor that the other needs.
  *
- * A job has as many parts as the pool has threads. Each thread does its own, then those that nobody has
- * begun: the caller does the part of a worker that the system has not woken yet, and never waits for it. What
- * a part is depends on its number alone, not on who does it. */
+ * A job falls into a number of parts that is the pool's own, one a thread unless it is asked for more. Each
+ * thread begins at its share of them, then goes on to those that nobody has begun: the caller does the part
+ * of a worker that the system has not woken yet, and never waits for it. What a part is depends on its number
+ * alone, not on who does it, so a pool of the same parts gives the same results on any number of threads. */
 #include "core/threads.h"
 #include "core/alloc.h"
 #include "core/error.h"
@@ -27,10 +28,14 @@
 #define PAUSES_PER_CLOCK 32 /* reading the clock is as slow as a pause */
 
 /* Invariant: every job takes every part once, so `taken` is the number of the job that took it last. */
-typedef struct worker {
+typedef struct part {
     alignas(TPI_ALIGN) atomic_uint taken;
+} part;
+
+typedef struct worker {
     tpi_threads *pool;
     pthread_t thread;
+    int first; /* the part that it begins with */
 } worker;
 
 /* Invariant: `fn` and `arg` change only while no part is taken and unfinished and `busy` is held; who reads
@@ -45,8 +50,9 @@ struct tpi_threads {
     void *arg;
     atomic_bool stopping;
     bool spin;
-    int count, started;
-    worker *workers; /* count; the caller is number 0 */
+    int count, threads, started; /* of parts; of threads, with the caller; of workers that run */
+    part *parts;                 /* count */
+    worker *workers;             /* threads - 1: the caller is none of them */
 };
 
 static void pause_briefly(void) {
@@ -119,7 +125,7 @@ static void start_job(tpi_threads *pool, void (*fn)(void *, int, int), void *arg
 /* Takes part `index` for job `number`; false if that is done, or has passed. */
 static bool take(tpi_threads *pool, int index, unsigned number) {
     unsigned last = number - 1;
-    return atomic_compare_exchange_strong(&pool->workers[index].taken, &last, number);
+    return atomic_compare_exchange_strong(&pool->parts[index].taken, &last, number);
 }
 
 /* Does what is left of job `number`, from part `first` on. */
@@ -140,7 +146,7 @@ static void *work(void *arg) {
         wait_for_job(pool, seen);
         seen = atomic_load(&pool->job); /* the newest: those before are done */
         if (atomic_load(&pool->stopping)) return NULL;
-        do_parts(pool, (int)(self - pool->workers), seen);
+        do_parts(pool, self->first, seen);
     }
 }
 
@@ -151,51 +157,87 @@ int tpi_threads_available(void) {
     return online < 1 ? 1 : (int)online;
 }
 
-tp_status tpi_threads_create(tpi_threads **out, int count) {
+/* Thread `number`'s share of the parts begins here. */
+static int first_part(const tpi_threads *pool, int number) {
+    return (int)((int64_t)number * pool->count / pool->threads);
+}
+
+static tp_status start_workers(tpi_threads *pool) {
+    for (; pool->started < pool->threads - 1; pool->started++) {
+        worker *next = &pool->workers[pool->started];
+        int number = pool->started + 1;
+        *next = (worker){.pool = pool, .first = first_part(pool, number)};
+        int error = pthread_create(&next->thread, NULL, work, next);
+        if (error)
+            return tpi_fail(TP_ENOMEM, "could not start thread %d of %d: %s", number + 1, pool->threads,
+                            strerror(error));
+    }
+    return TP_OK;
+}
+
+static tp_status fill(tpi_threads *pool) {
+    size_t bytes = (size_t)pool->count * sizeof *pool->parts; /* an int's worth of parts: no overflow */
+    if (!(pool->parts = tpi_aligned_alloc(bytes))) return TP_ENOMEM;
+    memset(pool->parts, 0, bytes);
+    pool->workers = tpi_calloc((size_t)pool->threads, sizeof *pool->workers);
+    return pool->workers ? start_workers(pool) : TP_ENOMEM;
+}
+
+tp_status tpi_threads_create_split(tpi_threads **out, int threads, int parts) {
     *out = NULL;
-    if (count < 1) return tpi_fail(TP_EINVAL, "threads: at least 1 expected, got %d", count);
+    if (threads < 1 || parts < 1)
+        return tpi_fail(TP_EINVAL, "threads: at least 1 expected, got %d in %d parts", threads, parts);
     tpi_threads *pool = tpi_aligned_alloc(sizeof *pool);
     if (!pool) return TP_ENOMEM;
     memset(pool, 0, sizeof *pool);
     atomic_flag_clear(&pool->busy);
-    pool->count = count;
-    pool->spin = count <= tpi_threads_available();
-    size_t bytes = (size_t)count * sizeof *pool->workers; /* an int's worth of workers: no overflow */
-    if (!(pool->workers = tpi_aligned_alloc(bytes))) {
+    pool->count = parts;
+    pool->threads = threads;
+    pool->spin = threads <= tpi_threads_available();
+    tp_status status = fill(pool);
+    if (status != TP_OK) {
         tpi_threads_destroy(pool);
-        return TP_ENOMEM;
-    }
-    memset(pool->workers, 0, bytes);
-    for (; pool->started < count - 1; pool->started++) {
-        worker *next = &pool->workers[pool->started + 1];
-        next->pool = pool;
-        int error = pthread_create(&next->thread, NULL, work, next);
-        if (error) {
-            int number = pool->started + 2;
-            tpi_threads_destroy(pool);
-            return tpi_fail(TP_ENOMEM, "could not start thread %d of %d: %s", number, count, strerror(error));
-        }
+        return status;
     }
     *out = pool;
     return TP_OK;
 }
 
-void tpi_threads_destroy(tpi_threads *threads) {
-    if (!threads) return;
-    atomic_store(&threads->stopping, true); /* before the workers wake */
-    wake_workers(threads);
-    for (int i = 1; i <= threads->started; i++) pthread_join(threads->workers[i].thread, NULL);
-    tpi_free(threads->workers);
-    tpi_free(threads);
+tp_status tpi_threads_create(tpi_threads **out, int count) {
+    return tpi_threads_create_split(out, count, count);
 }
 
-int tpi_threads_count(const tpi_threads *threads) {
-    return threads->count;
+void tpi_threads_destroy(tpi_threads *pool) {
+    if (!pool) return;
+    atomic_store(&pool->stopping, true); /* before the workers wake */
+    wake_workers(pool);
+    for (int i = 0; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
+    tpi_free(pool->workers);
+    tpi_free(pool->parts);
+    tpi_free(pool);
+}
+
+int tpi_threads_count(const tpi_threads *pool) {
+    return pool->count;
+}
+
+int tpi_threads_running(const tpi_threads *pool) {
+    return pool->threads;
+}
+
+tp_status tpi_threads_bind(tpi_threads *pool, int number, int processor) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET((size_t)processor, &one);
+    int error = pthread_setaffinity_np(pool->workers[number - 1].thread, sizeof one, &one);
+    if (!error) return TP_OK;
+    return tpi_fail(TP_EINVAL, "could not bind a thread to processor %d: %s", processor, strerror(error));
 }
 
 void tpi_parallel(tpi_threads *threads, void (*fn)(void *arg, int index, int count), void *arg) {
     int count = threads->count;
-    if (count == 1 || atomic_flag_test_and_set_explicit(&threads->busy, memory_order_acquire)) {
+    if (count == 1 || threads->threads == 1 ||
+        atomic_flag_test_and_set_explicit(&threads->busy, memory_order_acquire)) {
         for (int i = 0; i < count; i++) fn(arg, i, count);
         return;
     }

@@ -1,6 +1,7 @@
 /* Making a context: options, environment, devices. */
 #include "graph/context.h"
 #include "backend/backend.h"
+#include "core/affinity.h"
 #include "core/alloc.h"
 #include "core/error.h"
 #include "graph/run.h"
@@ -11,6 +12,10 @@
 #include <string.h>
 
 #define CACHE_BYTES ((uint64_t)64 << 20)
+
+/* Parts of a job where results may not depend on the number of threads. More parts keep more threads busy,
+ * and cost each kernel more scratch and more sums to join; 16 fall evenly on 1, 2, 4, 8 and 16 threads. */
+#define DETERMINISTIC_PARTS 16
 
 void tpi_log(tp_context *ctx, tp_log_level level, const char *format, ...) {
     if (!ctx->log) return;
@@ -83,7 +88,7 @@ static tp_status apply_options(tp_context *ctx, const tp_context_options *option
                      apply_topic, ctx);
 }
 
-static tp_status thread_count(const tp_context_options *options, int *out) {
+static tp_status thread_count(const tp_context_options *options, const tpi_affinity *affinity, int *out) {
     const char *text = getenv("TP_THREADS");
     char *end = NULL;
     long from_text = options->threads == 0 && text ? strtol(text, &end, 10) : 0;
@@ -91,17 +96,35 @@ static tp_status thread_count(const tp_context_options *options, int *out) {
         options->threads > 1024)
         return tpi_fail(TP_EINVAL, "threads: expected 1 to 1024, got %s",
                         end ? text : "a number out of range");
-    *out = options->threads ? options->threads : from_text ? (int)from_text : tpi_threads_available();
+    *out = options->threads  ? options->threads
+           : from_text       ? (int)from_text
+           : affinity->count ? affinity->count
+                             : tpi_threads_available();
     return TP_OK;
+}
+
+static tp_status start_threads(tp_context *ctx, const tp_context_options *options,
+                               const tpi_affinity *affinity) {
+    int threads = 1;
+    TPI_TRY(thread_count(options, affinity, &threads));
+    bool fixed = options->deterministic || is_on("TP_DETERMINISTIC");
+    TPI_TRY(tpi_threads_create_split(&ctx->threads, threads, fixed ? DETERMINISTIC_PARTS : threads));
+    return tpi_affinity_bind(affinity, ctx->threads);
+}
+
+static tp_status open_threads(tp_context *ctx, const tp_context_options *options) {
+    tpi_affinity affinity;
+    TPI_TRY(tpi_affinity_read(options->affinity ? options->affinity : getenv("TP_AFFINITY"), &affinity));
+    tp_status status = start_threads(ctx, options, &affinity);
+    tpi_affinity_free(&affinity);
+    return status;
 }
 
 /* ---- life ---- */
 
 static tp_status fill(tp_context *ctx, const tp_context_options *options) {
-    int threads = 1;
     TPI_TRY(apply_options(ctx, options));
-    TPI_TRY(thread_count(options, &threads));
-    TPI_TRY(tpi_threads_create(&ctx->threads, threads));
+    TPI_TRY(open_threads(ctx, options));
     ctx->memory_limit = options->memory_limit;
     TPI_TRY(tpi_memory_create(&ctx->memory, options->memory_limit, NULL));
     TPI_TRY(tpi_plan_cache_create(&ctx->cache, options->cache_bytes ? options->cache_bytes : CACHE_BYTES));
@@ -110,6 +133,7 @@ static tp_status fill(tp_context *ctx, const tp_context_options *options) {
     ctx->cpu = (tp_device){.context = ctx, .memory = ctx->memory, .backend = tpi_backend_cpu(), .index = -1};
     ctx->cpu.backend->describe(isa, sizeof isa);
     snprintf(ctx->cpu.name, sizeof ctx->cpu.name, "cpu");
+    int threads = tp_context_threads(ctx);
     snprintf(ctx->cpu.description, sizeof ctx->cpu.description, "%s, %d thread%s", isa, threads,
              threads == 1 ? "" : "s");
     return TP_OK;
@@ -177,7 +201,7 @@ void tp_context_trim(tp_context *ctx) {
 }
 
 int tp_context_threads(const tp_context *ctx) {
-    return tpi_threads_count(ctx->threads);
+    return tpi_threads_running(ctx->threads);
 }
 
 /* ---- private graphs of eager calls ---- */

@@ -233,12 +233,21 @@ static bool take_over(tpi_ir *ir, const tpi_inst *inst, uint32_t i, int out) {
     return false;
 }
 
-static tp_status release_dying(tpi_ir *ir, const tpi_inst *inst, uint32_t i, space *s) {
+/* Steps of a device that queues them may be launched together; so their small values lie apart: the memory
+ * of one is given back LATE steps after its last use. */
+#define LATE  8
+#define SMALL ((uint64_t)64 << 10)
+
+/* Gives back the memory of the values that instruction i used last; on such a device of the large or of the
+ * `small` ones. */
+static tp_status release_dying(tpi_ir *ir, uint32_t i, bool small, space *s) {
+    const tpi_inst *inst = &ir->insts[i];
     for (uint32_t k = 0; k < inst->n_in + inst->n_out; k++) {
         uint32_t v = k < inst->n_in ? inst->in[k] : inst->out[k - inst->n_in];
         if (v == TPI_NO_VALUE) continue;
         tpi_value *root = root_of(ir, v);
         if (root->place != TPI_PLACE_ARENA || root->last_use != i || root->index) continue;
+        if (ir->backend->run && (bytes_of(&root->operand) <= SMALL) != small) continue;
         root->index = 1;
         TPI_TRY(space_give(s, root->at, bytes_of(&root->operand)));
     }
@@ -266,7 +275,8 @@ static tp_status place_arena(tpi_ir *ir, space *s) {
             TPI_TRY(space_take(s, scratch, &inst->scratch_at));
             TPI_TRY(space_give(s, inst->scratch_at, scratch));
         }
-        TPI_TRY(release_dying(ir, inst, i, s));
+        TPI_TRY(release_dying(ir, i, false, s));
+        if (ir->backend->run && i >= LATE) TPI_TRY(release_dying(ir, i - LATE, true, s));
     }
     return TP_OK;
 }

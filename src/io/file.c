@@ -52,6 +52,7 @@ static tp_status map_fd(int fd, tpi_map *map) {
     void *data = mmap(NULL, map->size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (data == MAP_FAILED) return tpi_file_fail("map", map->path);
     map->data = data;
+    tpi_advise_huge(data, map->size);
     return TP_OK;
 }
 

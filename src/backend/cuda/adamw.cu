@@ -1,14 +1,13 @@
 /* AdamW (Loshchilov and Hutter 2019): parameter and moments are read and written once, those of many tensors
- * in one launch. The trick: a table of tensors is the kernel's argument; a block finds its tensor by
- * bisection. */
+ * in one launch. */
 #include "backend/cuda/adamw.h"
-#include "backend/cuda/device.cuh"
+#include "backend/cuda/tensors.cuh"
 
 namespace {
 
 #define THREADS 256
 #define CHUNK   (THREADS * 4) /* elements of a block */
-#define MANY    448           /* tensors of a launch: a table within the 32,764 bytes of arguments */
+#define MANY    448           /* tensors of a launch */
 
 /* ---- the kernel ---- */
 
@@ -22,13 +21,10 @@ struct tensor {
     int64_t count;
 };
 
-template <int N> struct table {
+template <int N> struct table : tensor_table<tensor, N> {
     factors f;
     const float *step, *scale; /* {learning rate, 1 - β1^t, 1 - β2^t}; one number */
     const tpi_cuda_fault *fault;
-    int n;
-    uint32_t first_block[N];
-    tensor tensors[N];
 };
 
 struct moment {
@@ -59,16 +55,6 @@ __device__ __forceinline__ void update_at(const tensor &t, const factors &f, con
     if (t.next_v) *(floats *)(t.next_v + i) = v;
 }
 
-/* The last tensor whose first block is not behind this one. */
-template <int N> __device__ __forceinline__ int tensor_of_block(const table<N> &tensors) {
-    int low = 0, high = tensors.n;
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        *(tensors.first_block[middle] <= blockIdx.x ? &low : &high) = middle;
-    }
-    return low;
-}
-
 __device__ __forceinline__ bool is_aligned(const tensor &t) {
     return ((uintptr_t)t.p | (uintptr_t)t.m | (uintptr_t)t.v | (uintptr_t)t.gradient | (uintptr_t)t.next_p |
             (uintptr_t)t.next_m | (uintptr_t)t.next_v) %
@@ -78,7 +64,7 @@ __device__ __forceinline__ bool is_aligned(const tensor &t) {
 
 /* After a fault state stays as it is; a scale that is not finite gives it back unchanged. */
 template <int N> __global__ void __launch_bounds__(THREADS) adamw(const __grid_constant__ table<N> tensors) {
-    const int k = tensor_of_block(tensors);
+    const int k = tensors.of_block();
     const tensor &t = tensors.tensors[k];
     const int64_t i = (int64_t)(blockIdx.x - tensors.first_block[k]) * CHUNK + threadIdx.x * 4;
     const moment now = {tensors.step[0], 1.0f / tensors.step[1], 1.0f / tensors.step[2], tensors.scale[0],
@@ -105,33 +91,26 @@ template <int N> void begin_table(table<N> *to, const tpi_launch *launch) {
     to->step = (const float *)tpi_in(launch, 4);
     to->scale = (const float *)tpi_in(launch, 5);
     to->fault = tpi_cuda_of(launch)->fault;
-    to->n = 0;
 }
 
-/* Adds a tensor whose first block is `block`; returns the block behind its last. */
-template <int N> uint32_t add_tensor(table<N> *to, const tpi_launch *launch, uint32_t block) {
-    const int64_t count = tpi_in_operand(launch->step, 0)->count;
-    tensor *t = &to->tensors[to->n];
-    if (count == 0) return block;
-    *t = {(const float *)tpi_in(launch, 0), (const float *)tpi_in(launch, 1),
-          (const float *)tpi_in(launch, 2), (const float *)tpi_in(launch, 3),
-          (float *)tpi_out(launch, 0),      (float *)tpi_out(launch, 1),
-          (float *)tpi_out(launch, 2),      count};
-    to->first_block[to->n++] = block;
-    return block + (uint32_t)tpi_div_up(count, CHUNK);
+tensor tensor_of(const tpi_launch *launch) {
+    return {(const float *)tpi_in(launch, 0), (const float *)tpi_in(launch, 1),
+            (const float *)tpi_in(launch, 2), (const float *)tpi_in(launch, 3),
+            (float *)tpi_out(launch, 0),      (float *)tpi_out(launch, 1),
+            (float *)tpi_out(launch, 2),      tpi_in_operand(launch->step, 0)->count};
 }
 
-template <int N> tp_status start(const tpi_launch *launch, const table<N> &tensors, uint32_t blocks) {
-    if (blocks == 0) return TP_OK;
-    adamw<N><<<blocks, THREADS, 0, tpi_cuda_of(launch)->stream>>>(tensors);
+template <int N> tp_status start(const tpi_launch *launch, const table<N> &tensors) {
+    if (tensors.blocks == 0) return TP_OK;
+    adamw<N><<<tensors.blocks, THREADS, 0, tpi_cuda_of(launch)->stream>>>(tensors);
     return tpi_cuda_launched(launch);
 }
 
 tp_status run(const tpi_launch *launch) {
     table<1> one;
     begin_table(&one, launch);
-    const uint32_t blocks = add_tensor(&one, launch, 0);
-    return start(launch, one, blocks);
+    one.add(tensor_of(launch), CHUNK);
+    return start(launch, one);
 }
 
 bool same_attr(const tpi_launch *a, const tpi_launch *b) {
@@ -148,17 +127,16 @@ bool is_taken(const tpi_launch *launches, int k) {
 /* All tensors from launch `first` on that have its attributes. */
 tp_status run_alike(const tpi_launch *launches, int first, int n) {
     table<MANY> many;
-    uint32_t blocks = 0;
     begin_table(&many, &launches[first]);
     for (int k = first; k < n; k++) {
         if (!same_attr(&launches[first], &launches[k])) continue;
         if (many.n == MANY) {
-            TPI_TRY(start(&launches[first], many, blocks));
-            many.n = 0, blocks = 0;
+            TPI_TRY(start(&launches[first], many));
+            many.n = 0, many.blocks = 0;
         }
-        blocks = add_tensor(&many, &launches[k], blocks);
+        many.add(tensor_of(&launches[k]), CHUNK);
     }
-    return start(&launches[first], many, blocks);
+    return start(&launches[first], many);
 }
 
 bool accepts(const tpi_step *step) {

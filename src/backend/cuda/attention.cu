@@ -208,6 +208,7 @@ static tp_status run_mma(const tpi_launch *launch) {
     if (!p.batches || !p.queries || !p.heads) return TP_OK;
     if (!rows_aligned(p.q) || !rows_aligned(p.k) || !rows_aligned(p.v) || !rows_aligned(p.out))
         return tpi_cuda_attention_exact(launch);
+    if (tpi_cuda_attention_wgmma(launch, p)) return tpi_cuda_launched(launch);
     if (p.q.dtype == TP_BF16)
         p.size <= 64 ? enqueue<__nv_bfloat16, 64>(p, stream) : enqueue<__nv_bfloat16, 128>(p, stream);
     else

@@ -158,6 +158,9 @@ static inline bool rows_aligned(const head_rows &x) {
 /* Enqueues what fills p.cells. */
 void tpi_cuda_attention_cells(const attention_grad &p, cudaStream_t stream);
 
+/* Enqueues attention by Hopper's warp groups; false: it cannot be done so. */
+bool tpi_cuda_attention_wgmma(const tpi_launch *launch, const attention &p);
+
 /* The kernels that take any dtypes and sizes, in f32. */
 tp_status tpi_cuda_attention_exact(const tpi_launch *launch);
 tp_status tpi_cuda_attention_exact_grad(const tpi_launch *launch);

@@ -7,6 +7,7 @@
  * summed from 16 bytes a lane likewise. Loads of the next tile are under way while this one is computed. A
  * part's bounds depend on the shapes only; blocks whose keys nobody sees end at once. */
 #include "backend/cuda/attention.cuh"
+#include "backend/cuda/early.cuh"
 
 #define WARPS   4
 #define THREADS (32 * WARPS)
@@ -220,6 +221,8 @@ static __global__ void __launch_bounds__(THREADS, 2) attention_part(const __grid
     const int blocks = (p.rows + ROWS - 1) / ROWS, first = blockIdx.x % blocks * ROWS;
     const int line = blockIdx.x / blocks % (p.batches * p.groups), b = line / p.groups, g = line % p.groups;
     const int part = blockIdx.x / blocks / (p.batches * p.groups);
+    let_next_start();
+    wait_for_previous();
     const sight view = sight_of(p, b);
     range keys = keys_seen(p, view, {0, p.queries});
     keys.begin = max(keys.begin, part * p.part_keys), keys.end = min(keys.end, (part + 1) * p.part_keys);
@@ -273,6 +276,8 @@ static __global__ void __launch_bounds__(THREADS) join_parts(const __grid_consta
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int t = blockIdx.x % p.queries, h = blockIdx.x / p.queries % p.heads,
               b = blockIdx.x / p.queries / p.heads;
+    let_next_start();
+    wait_for_previous();
     const range keys = keys_seen(p, sight_of(p, b), {0, p.queries});
     const int begin = keys.begin / p.part_keys, end = (keys.end + p.part_keys - 1) / p.part_keys;
     const float2 *tops = p.tops + (int64_t)blockIdx.x * p.parts;
@@ -339,18 +344,18 @@ static size_t scratch(const tpi_step *step, int threads) {
     return parts > 1 ? (size_t)(parts * (q->count + 2 * q->count / q->shape[3])) * sizeof(float) : 0;
 }
 
-template <typename T, int LANES> static void enqueue(const decode &p, cudaStream_t stream) {
+template <typename T, int LANES> static void enqueue(const decode &p, const tpi_cuda *cuda) {
     const int64_t lines = (int64_t)p.batches * p.groups * p.parts;
     if (rows_of(p.rows) == 2)
-        attention_part<T, LANES, 2><<<(unsigned)(lines * tpi_div_up(p.rows, 2)), THREADS, 0, stream>>>(p);
+        start_early(cuda, attention_part<T, LANES, 2>, (unsigned)(lines * tpi_div_up(p.rows, 2)), THREADS, p);
     else
-        attention_part<T, LANES, 8><<<(unsigned)(lines * tpi_div_up(p.rows, 8)), THREADS, 0, stream>>>(p);
+        start_early(cuda, attention_part<T, LANES, 8>, (unsigned)(lines * tpi_div_up(p.rows, 8)), THREADS, p);
 }
 
 static tp_status run(const tpi_launch *launch) {
     decode p = {};
     (attention &)p = attention_of(launch);
-    cudaStream_t stream = tpi_cuda_of(launch)->stream;
+    const tpi_cuda *cuda = tpi_cuda_of(launch);
     if (!rows_aligned(p.k) || !rows_aligned(p.v)) return tpi_cuda_attention_exact(launch);
     const int64_t lines = (int64_t)p.batches * p.heads * p.queries;
     p.rows = p.queries * p.share;
@@ -360,11 +365,9 @@ static tp_status run(const tpi_launch *launch) {
     p.tops = (float2 *)(p.sums + lines * p.parts * p.size);
     const int lanes = lanes_of(tpi_in_operand(launch->step, 1));
     TPI_FLOAT_DTYPE(p.k.dtype, T, {
-        lanes == 8    ? enqueue<T, 8>(p, stream)
-        : lanes == 16 ? enqueue<T, 16>(p, stream)
-                      : enqueue<T, 32>(p, stream);
+        lanes == 8 ? enqueue<T, 8>(p, cuda) : lanes == 16 ? enqueue<T, 16>(p, cuda) : enqueue<T, 32>(p, cuda);
     });
-    if (p.parts > 1) join_parts<<<(unsigned)lines, THREADS, 0, stream>>>(p);
+    if (p.parts > 1) start_early(cuda, join_parts, (unsigned)lines, THREADS, p);
     return tpi_cuda_launched(launch);
 }
 

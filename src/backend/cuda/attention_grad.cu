@@ -147,7 +147,7 @@ static __global__ void __launch_bounds__(pass_shape<D, KEYS>::THREADS, pass_shap
     extern __shared__ __align__(256) unsigned char shared[];
     T *tiles = (T *)shared;
     query_cell *cells = (query_cell *)(tiles + 2 * shape::STAGE);
-    const pass_block w = block_of<shape::ROWS, KEYS>(p);
+    const pass_block w = block_of<shape::ROWS, KEYS>(p, (int)blockIdx.x);
     const int row = w.first + (threadIdx.x >> 5) * 16;
     const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS, total = a_head * w.heads;
     pass_sums<D, KEYS> a = {};
@@ -185,12 +185,11 @@ static __global__ void __launch_bounds__(pass_shape<D, KEYS>::THREADS, pass_shap
 
 /* ---- around the passes ---- */
 
-/* Sixteen lanes fill a query's cell. Queries are taken as dout lies in memory. */
+/* Sixteen lanes fill a query's cell; a block fills sixteen cells of a head. */
 template <typename O, typename G>
 static __global__ void __launch_bounds__(256) fill_cells(const __grid_constant__ attention_grad p) {
-    const int64_t line = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 16;
-    const int h = (int)(line % p.heads), t = (int)(line / p.heads % p.padded),
-              b = (int)(line / p.heads / p.padded);
+    const int blocks = p.padded / 16, head = blockIdx.x / blocks, h = head % p.heads, b = head / p.heads;
+    const int t = blockIdx.x % blocks * 16 + threadIdx.x / 16;
     const bool there = t < p.queries;
     float sum = 0.0f;
     if (there) {
@@ -205,9 +204,8 @@ static __global__ void __launch_bounds__(256) fill_cells(const __grid_constant__
 #pragma unroll
     for (int lane = 8; lane > 0; lane >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
     if (threadIdx.x & 15) return;
-    const int64_t head = (int64_t)b * p.heads + h;
-    const float lse = there ? p.lse[head * p.queries + t] : -INFINITY;
-    p.cells[head * p.padded + t] = make_float2(lse == -INFINITY ? INFINITY : lse, sum);
+    const float lse = there ? p.lse[(int64_t)head * p.queries + t] : -INFINITY;
+    p.cells[(int64_t)head * p.padded + t] = make_float2(lse == -INFINITY ? INFINITY : lse, sum);
 }
 
 void tpi_cuda_attention_cells(const attention_grad &p, cudaStream_t stream) {
@@ -226,6 +224,7 @@ static __global__ void __launch_bounds__(256)
     T *to = (T *)(blockIdx.y ? p.dv : p.dk).data;
     if (!to || i >= count) return;
     float sum[4] = {};
+#pragma unroll 4
     for (int part = 0; part < p.parts; part++) {
         const float4 x = *(const float4 *)(p.partial + (2 * part + (int)blockIdx.y) * count + i);
         sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
@@ -275,10 +274,11 @@ static void enqueue_pass(const attention_grad &p, cudaStream_t stream) {
 template <typename T, int D> static void enqueue(const tpi_launch *launch, const attention_grad &p) {
     cudaStream_t stream = tpi_cuda_of(launch)->stream;
     const int64_t count = p.keys * p.dk.token * p.batches;
-    if ((p.dk.data || p.dv.data) && !tpi_cuda_attention_grad_wgmma(launch, p, true))
-        enqueue_pass<T, D, true>(p, stream);
+    if (!tpi_cuda_attention_grad_wgmma(launch, p)) {
+        if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, stream);
+        if (p.dq.data) enqueue_pass<T, D, false>(p, stream);
+    }
     if (p.parts > 1) join_parts<T><<<dim3((unsigned)tpi_div_up(count, 1024), 2), 256, 0, stream>>>(p, count);
-    if (p.dq.data && !tpi_cuda_attention_grad_wgmma(launch, p, false)) enqueue_pass<T, D, false>(p, stream);
 }
 
 static tp_status run_mma(const tpi_launch *launch) {

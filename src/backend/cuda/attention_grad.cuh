@@ -15,20 +15,20 @@ struct pass_block {
     range columns; /* from a tile's begin on */
 };
 
-/* Of blocks of ROWS rows: this one. */
-template <int ROWS, bool KEYS> static __device__ __forceinline__ pass_block block_of(const attention_grad &p) {
+/* Block number `block` of a pass, with ROWS rows. */
+template <int ROWS, bool KEYS>
+static __device__ __forceinline__ pass_block block_of(const attention_grad &p, int block) {
     pass_block w;
     if (KEYS) { /* the first keys are seen by most queries */
-        const int lines = p.batches * p.groups * p.parts, line = blockIdx.x % lines;
+        const int lines = p.batches * p.groups * p.parts, line = block % lines;
         const int heads = (p.share + p.parts - 1) / p.parts, part = line % p.parts;
         w.g = line / p.parts % p.groups, w.b = line / p.parts / p.groups;
-        w.first = blockIdx.x / lines * ROWS;
+        w.first = block / lines * ROWS;
         w.h = w.g * p.share + part * heads, w.heads = min(heads, p.share - part * heads);
     } else { /* the last queries see most keys */
-        const int lines = p.batches * p.heads, line = blockIdx.x % lines,
-                  tiles = (p.queries + ROWS - 1) / ROWS;
+        const int lines = p.batches * p.heads, line = block % lines, tiles = (p.queries + ROWS - 1) / ROWS;
         w.b = line / p.heads, w.h = line % p.heads, w.heads = 1, w.g = w.h / p.share;
-        w.first = (tiles - 1 - (int)(blockIdx.x / lines)) * ROWS;
+        w.first = (tiles - 1 - block / lines) * ROWS;
     }
     w.view = sight_of(p, w.b);
     w.columns = KEYS ? queries_seeing(p, w.view, {w.first, min(w.first + ROWS, p.keys)})
@@ -60,7 +60,7 @@ static __device__ __forceinline__ void store_sums(const attention_grad &p, const
         }
 }
 
-/* Enqueues a pass by Hopper's warp groups; false: it cannot be done so. */
-bool tpi_cuda_attention_grad_wgmma(const tpi_launch *launch, const attention_grad &p, bool keys);
+/* Enqueues both passes by Hopper's warp groups; false: it cannot be done so. */
+bool tpi_cuda_attention_grad_wgmma(const tpi_launch *launch, const attention_grad &p);
 
 #endif

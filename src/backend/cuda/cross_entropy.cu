@@ -3,40 +3,10 @@
  * Forward, a row is read once, with a sum that is scaled down when the maximum so far rises (Milakov and
  * Gimelshein 2018). The logarithm of the sum is kept, so that the gradient is one exponential an element,
  * written over the logits where the plan lets it. */
-#include "backend/cuda/device.cuh"
+#include "backend/cuda/exponentials.cuh"
+#include "backend/cuda/layout.cuh"
 
 namespace {
-
-constexpr int LARGEST_BLOCK = 512;
-constexpr int AT_ONCE = 4; /* packs that a thread asks for before it uses the first */
-
-/* ---- rows over threads ---- */
-
-/* block.x threads have a row, which are a part of a warp or whole warps; block.y rows are in a block. */
-struct row_layout {
-    dim3 block;
-    unsigned blocks;
-};
-
-row_layout lay_rows(const tpi_cuda *device, int64_t rows, int64_t packs) {
-    int64_t threads = tpi_div_up(packs, packs <= 32 ? 1 : AT_ONCE);
-    if (threads > LARGEST_BLOCK) threads = LARGEST_BLOCK;
-    unsigned lanes = (unsigned)tpi_div_up(threads, 32) * 32, in_block = 1;
-    if (threads <= 32) {
-        for (lanes = 1; lanes < threads;) lanes *= 2;
-        int64_t warps = rows * lanes / (32 * 8 * device->processors);
-        in_block = 32 / lanes * (unsigned)(warps < 1 ? 1 : warps > 4 ? 4 : warps);
-    }
-    return {dim3(lanes, in_block), (unsigned)tpi_div_up(rows, in_block)};
-}
-
-/* Over the threads of a row; all threads of the block call it. */
-template <typename Op> __device__ __forceinline__ float row_reduce(float x, float *cells) {
-    if (blockDim.x > 32) return block_reduce<Op>(x, cells);
-    for (int lane = blockDim.x >> 1; lane > 0; lane >>= 1)
-        x = Op::join(x, __shfl_xor_sync(0xffffffffu, x, lane));
-    return x;
-}
 
 struct loss_args {
     const void *logits;
@@ -51,51 +21,22 @@ struct loss_args {
 
 /* ---- losses ---- */
 
-/* What exponents are taken against: 0 where there is nothing yet, or NaNs that the maximum passed over. */
-__device__ __forceinline__ float shift_of(float top) {
-    return top == -INFINITY ? 0.0f : top;
-}
-
-/* Reads packs first, first + blockDim.x, ... of a row and joins them to the sum of exponentials against
- * `top`. */
 template <typename T, int VEC>
-__device__ __forceinline__ void add_packs(const pack<T, VEC> *from, int first, int packs, float &top,
-                                          float &sum) {
-    pack<T, VEC> in[AT_ONCE];
-    float high = top;
-#pragma unroll
-    for (int p = 0; p < AT_ONCE; p++) {
-        const int i = first + p * (int)blockDim.x;
-        if (i < packs) in[p] = from[i];
-    }
-#pragma unroll
-    for (int p = 0; p < AT_ONCE; p++)
-#pragma unroll
-        for (int j = 0; j < VEC; j++)
-            if (first + p * (int)blockDim.x < packs) high = fmaxf(high, to_f32(in[p].at[j]));
-    const float shift = shift_of(high);
-    sum *= expf(top - shift);
-    top = high;
-#pragma unroll
-    for (int p = 0; p < AT_ONCE; p++)
-#pragma unroll
-        for (int j = 0; j < VEC; j++)
-            if (first + p * (int)blockDim.x < packs) sum += expf(to_f32(in[p].at[j]) - shift);
-}
-
-template <typename T, int VEC>
-__global__ void __launch_bounds__(LARGEST_BLOCK) loss_rows(const loss_args args) {
+__global__ void __launch_bounds__(ROW_THREADS) loss_rows(const loss_args args) {
     __shared__ float cells[33];
-    const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    const int64_t row = row_of_thread();
     const T *logits = static_cast<const T *>(args.logits) + row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
-    float top = -INFINITY, sum = 0.0f;
-    for (int i = threadIdx.x; i < packs; i += AT_ONCE * blockDim.x)
-        add_packs(reinterpret_cast<const pack<T, VEC> *>(logits), i, packs, top, sum);
-    const float all = row_reduce<max_of>(top, cells);
-    sum = row_reduce<add_of>(sum * expf(top - shift_of(all)), cells);
+    running_sum mine;
+    for (int i = threadIdx.x; i < packs; i += HELD * blockDim.x) {
+        float x[HELD][VEC];
+        read_packs(reinterpret_cast<const pack<T, VEC> *>(logits), i, packs, x);
+        mine.add(x);
+    }
+    const float top = row_reduce<max_of>(mine.top, cells);
+    const float sum = row_reduce<add_of>(mine.against(top), cells);
     if (threadIdx.x != 0 || row >= args.rows) return;
-    const float lse = isinf(all) ? all : all + logf(sum);
+    const float lse = isinf(top) ? top : top + logf(sum);
     const int64_t label = args.labels[row];
     const bool known = label >= 0 && label < args.n;
     if (label != args.ignore && !known) report_fault(args.fault, TPI_CROSS_ENTROPY, label, args.n);
@@ -106,8 +47,8 @@ __global__ void __launch_bounds__(LARGEST_BLOCK) loss_rows(const loss_args args)
 /* ---- the gradient: (softmax(logits) - onehot(label))·dloss ---- */
 
 template <typename T, int VEC>
-__global__ void __launch_bounds__(LARGEST_BLOCK) grad_rows(const loss_args args) {
-    const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+__global__ void __launch_bounds__(ROW_THREADS) grad_rows(const loss_args args) {
+    const int64_t row = row_of_thread();
     if (row >= args.rows) return;
     const pack<T, VEC> *from =
         reinterpret_cast<const pack<T, VEC> *>(static_cast<const T *>(args.logits) + row * args.n);
@@ -116,15 +57,15 @@ __global__ void __launch_bounds__(LARGEST_BLOCK) grad_rows(const loss_args args)
     const int64_t label = args.labels[row];
     const bool counts = label != args.ignore;
     const float lse = args.lse[row], dloss = args.dloss[row * args.dloss_stride];
-    for (int first = threadIdx.x; first < packs; first += AT_ONCE * blockDim.x) {
-        pack<T, VEC> in[AT_ONCE];
+    for (int first = threadIdx.x; first < packs; first += HELD * blockDim.x) {
+        pack<T, VEC> in[HELD];
 #pragma unroll
-        for (int p = 0; p < AT_ONCE; p++) {
+        for (int p = 0; p < HELD; p++) {
             const int i = first + p * (int)blockDim.x;
             if (i < packs) in[p] = from[i];
         }
 #pragma unroll
-        for (int p = 0; p < AT_ONCE; p++) {
+        for (int p = 0; p < HELD; p++) {
             const int i = first + p * (int)blockDim.x;
             pack<T, VEC> out;
 #pragma unroll
@@ -154,23 +95,18 @@ loss_args args_of(const tpi_launch *launch) {
     return args;
 }
 
-template <typename T, int VEC> void launch_rows(const tpi_launch *launch, const loss_args &args) {
-    const tpi_cuda *cuda = tpi_cuda_of(launch);
-    const row_layout rows = lay_rows(cuda, args.rows, args.n / VEC);
-    if (launch->step->op == TPI_CROSS_ENTROPY)
-        loss_rows<T, VEC><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
-    else
-        grad_rows<T, VEC><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
-}
-
+/* A row is walked, not held: no copies of the kernels for rows of different lengths. */
 tp_status launch_any(const tpi_launch *launch, const loss_args &args) {
+    const tpi_cuda *cuda = tpi_cuda_of(launch);
     const uintptr_t bits = (uintptr_t)args.logits | (uintptr_t)args.dlogits;
     if (args.rows == 0) return TP_OK;
     TPI_FLOAT_DTYPE(tpi_in_operand(launch->step, 0)->dtype, T, {
-        if (bits % 16 == 0 && args.n % pack_size<T> == 0)
-            launch_rows<T, pack_size<T>>(launch, args);
-        else
-            launch_rows<T, 1>(launch, args);
+        with_rows<T>(cuda, args.rows, args.n, bits, [&](const row_layout &rows, auto vec, auto) {
+            if (launch->step->op == TPI_CROSS_ENTROPY)
+                loss_rows<T, vec()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
+            else
+                grad_rows<T, vec()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
+        });
     });
     return tpi_cuda_launched(launch);
 }
@@ -191,19 +127,12 @@ tp_status cross_entropy_grad(const tpi_launch *launch) {
     return launch_any(launch, args);
 }
 
-/* A mean's gradient is one number for all rows. */
-bool one_value(const tpi_operand *x) {
-    for (int d = 0; d < x->rank; d++)
-        if (x->stride[d] != 0 && x->shape[d] != 1) return false;
-    return true;
-}
-
 bool accepts(const tpi_step *step) {
     const tpi_operand *logits = tpi_in_operand(step, 0);
     const bool grad = step->op == TPI_CROSS_ENTROPY_GRAD;
     for (int k = 0; k < step->n_in + step->n_out; k++) {
         const tpi_operand *operand = &step->operands[k];
-        const bool uniform = grad && k == 3 && one_value(operand);
+        const bool uniform = grad && k == 3 && is_one_value(operand); /* of a mean */
         if (!operand->contiguous && !uniform) return false;
     }
     return tpi_is_float(logits) && (!grad || tpi_out_operand(step, 0)->dtype == logits->dtype);

@@ -59,6 +59,13 @@ static inline int64_t stride_along(const tpi_operand *operand, int rank, int d) 
     return own < 0 || operand->shape[own] == 1 ? 0 : operand->stride[own];
 }
 
+/* Whether all elements are one number in memory. */
+static inline bool is_one_value(const tpi_operand *operand) {
+    for (int d = 0; d < operand->rank; d++)
+        if (operand->stride[d] != 0 && operand->shape[d] != 1) return false;
+    return true;
+}
+
 /* The first n ≤ N operands along the shape of y; what is behind them has stride 0. */
 template <int N> static layout<N> layout_of(const tpi_operand *y, const tpi_operand *operands, int n) {
     layout<N> l = {};
@@ -82,6 +89,7 @@ __device__ __forceinline__ void locate(const layout<N> &l, uint64_t i, int64_t (
 #pragma unroll
     for (int k = 0; k < N; k++) offset[k] = 0;
     int d = 0;
+#pragma unroll 1 /* mostly there is one dimension, and code in many kernels */
     for (; d < l.rank - 1; d++) {
         const uint64_t rest = quotient(i, l.size[d]);
         const int64_t index = (int64_t)(i - rest * l.size[d].size);

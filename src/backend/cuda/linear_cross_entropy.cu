@@ -7,7 +7,7 @@
  * has left it behind by LEAD; so the logits are computed once. The label's column is left out of the second
  * product and joins at the end with expm1, so that a gradient near zero keeps its relative precision. The
  * gradient by w computes the logits again, against known log-sum-exps. */
-#include "backend/cuda/device.cuh"
+#include "backend/cuda/layout.cuh"
 #include "backend/cuda/product.h"
 
 namespace {
@@ -248,7 +248,7 @@ struct work {
 };
 
 /* False where w's layout is neither way. */
-bool layout_of(const tpi_operand *w, bool *transposed, int64_t *ld) {
+bool matrix_layout(const tpi_operand *w, bool *transposed, int64_t *ld) {
     const bool rows =
         (w->stride[1] == 1 || w->shape[1] == 1) && (w->stride[0] >= w->shape[1] || w->shape[0] == 1);
     const bool columns =
@@ -265,7 +265,7 @@ work work_of(const tpi_launch *launch) {
     work job = {};
     job.launch = launch, job.plan = plan_of(launch->step), job.stream = tpi_cuda_of(launch)->stream;
     job.w = {tpi_in(launch, W), (tp_dtype)w->dtype, false, 0};
-    layout_of(w, &job.w.transposed, &job.w.ld);
+    matrix_layout(w, &job.w.transposed, &job.w.ld);
     return job;
 }
 
@@ -421,22 +421,15 @@ tp_status linear_cross_entropy_grad(const tpi_launch *launch) {
     return tpi_cuda_launched(launch);
 }
 
-/* A mean's gradient is one number for all rows. */
-bool one_value(const tpi_operand *x) {
-    for (int d = 0; d < x->rank; d++)
-        if (x->stride[d] != 0 && x->shape[d] != 1) return false;
-    return true;
-}
-
 bool accepts(const tpi_step *step) {
     bool transposed;
     int64_t ld;
     for (int k = 0; k < step->n_in + step->n_out; k++) {
         const tpi_operand *operand = &step->operands[k];
-        const bool uniform = step->op == TPI_LINEAR_CROSS_ENTROPY_GRAD && k == DLOSS && one_value(operand);
+        const bool uniform = step->op == TPI_LINEAR_CROSS_ENTROPY_GRAD && k == DLOSS && is_one_value(operand);
         if (k != W && !operand->contiguous && !uniform) return false;
     }
-    return layout_of(tpi_in_operand(step, W), &transposed, &ld);
+    return matrix_layout(tpi_in_operand(step, W), &transposed, &ld);
 }
 
 } // namespace

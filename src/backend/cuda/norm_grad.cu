@@ -4,134 +4,14 @@
  * means of rms_norm. Rows of x and dy stay in registers: each is read once. With frozen weights that is all.
  * Else mean and r of each row are kept, and dweight = Σ rows dy·x̂ and dbias = Σ rows dy are added up in two
  * stages: shares of the rows, then the shares in order. */
-#include "backend/cuda/device.cuh"
-
-#include <string.h>
-#include <type_traits>
+#include "backend/cuda/features.cuh"
+#include "backend/cuda/row.cuh"
 
 namespace {
 
-constexpr int LARGEST_BLOCK = 512;
-constexpr int HELD = 4;          /* most packs of a row in a thread's registers */
 constexpr int WARPS = 8;         /* of a block that adds up rows; a pack has no more elements */
 constexpr int64_t SHARES = 128;  /* most shares of the rows, */
 constexpr int64_t IN_SHARE = 32; /* and least rows of one */
-
-/* ---- rows over threads ---- */
-
-/* block.x threads have a row, which are a part of a warp or whole warps; block.y rows are in a block. */
-struct row_layout {
-    dim3 block;
-    unsigned blocks;
-    int held; /* packs of a row in a thread's registers; 0: they do not hold it */
-};
-
-row_layout lay_rows(const tpi_cuda *device, int64_t rows, int64_t packs) {
-    row_layout layout = {};
-    layout.held = packs <= 32 ? 1 : packs <= 64 ? 2 : HELD;
-    int64_t threads = tpi_div_up(packs, layout.held);
-    if (threads > LARGEST_BLOCK) threads = LARGEST_BLOCK, layout.held = 0;
-    unsigned lanes = (unsigned)tpi_div_up(threads, 32) * 32, in_block = 1;
-    if (threads <= 32) {
-        for (lanes = 1; lanes < threads;) lanes *= 2;
-        int64_t warps = rows * lanes / (32 * 8 * device->processors);
-        in_block = 32 / lanes * (unsigned)(warps < 1 ? 1 : warps > 4 ? 4 : warps);
-    }
-    layout.block = dim3(lanes, in_block);
-    layout.blocks = (unsigned)tpi_div_up(rows, in_block);
-    return layout;
-}
-
-template <typename F> void with_held(int held, F launch) {
-    if (held == 1)
-        launch(std::integral_constant<int, 1>());
-    else if (held == 2)
-        launch(std::integral_constant<int, 2>());
-    else if (held == HELD)
-        launch(std::integral_constant<int, HELD>());
-    else
-        launch(std::integral_constant<int, 0>());
-}
-
-/* Over the threads of a row; all threads of the block call it. */
-template <typename Op> __device__ __forceinline__ float row_reduce(float x, float *cells) {
-    if (blockDim.x > 32) return block_reduce<Op>(x, cells);
-    for (int lane = blockDim.x >> 1; lane > 0; lane >>= 1)
-        x = Op::join(x, __shfl_xor_sync(0xffffffffu, x, lane));
-    return x;
-}
-
-__device__ __forceinline__ int64_t row_of_thread() {
-    return (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-}
-
-/* Calls body(p, i) for the packs i of this thread; p is where registers hold it. */
-template <int PACKS, typename F> __device__ __forceinline__ void each_pack(int packs, F body) {
-    if constexpr (PACKS > 0) {
-#pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            const int i = threadIdx.x + p * (int)blockDim.x;
-            if (i < packs) body(p, i);
-        }
-    } else {
-#pragma unroll 4
-        for (int i = threadIdx.x; i < packs; i += blockDim.x) body(0, i);
-    }
-}
-
-/* A row in registers, or in memory where PACKS is 0. */
-template <typename T, int VEC, int PACKS> struct row_packs {
-    const pack<T, VEC> *from;
-    pack<T, VEC> held[PACKS ? PACKS : 1];
-
-    __device__ __forceinline__ row_packs(const T *row, int packs)
-        : from(reinterpret_cast<const pack<T, VEC> *>(row)) {
-        if constexpr (PACKS > 0) each_pack<PACKS>(packs, [&](int p, int i) { held[p] = from[i]; });
-    }
-    __device__ __forceinline__ pack<T, VEC> get(int p, int i) const { return PACKS > 0 ? held[p] : from[i]; }
-};
-
-/* ---- vectors over the features: weight and bias, of any float dtype ---- */
-
-struct features {
-    const void *data; /* NULL: there is none */
-    int dtype;
-};
-
-template <int BYTES> struct word;
-template <> struct word<2> { using type = unsigned short; };
-template <> struct word<4> { using type = unsigned; };
-template <> struct word<8> { using type = uint2; };
-template <> struct word<16> { using type = uint4; };
-
-/* Elements i ... i+VEC-1, through the cache of what no kernel writes. */
-template <typename W, int VEC>
-__device__ __forceinline__ void read_as(const void *data, int i, float (&out)[VEC]) {
-    constexpr int N = VEC < pack_size<W> ? VEC : pack_size<W>;
-    using bits = typename word<N *(int)sizeof(W)>::type;
-#pragma unroll
-    for (int k = 0; k < VEC; k += N) {
-        const bits in = __ldg(reinterpret_cast<const bits *>(static_cast<const W *>(data) + i + k));
-        pack<W, N> values;
-        memcpy(&values, &in, sizeof in);
-#pragma unroll
-        for (int j = 0; j < N; j++) out[k + j] = to_f32(values.at[j]);
-    }
-}
-
-template <int VEC>
-__device__ __forceinline__ void read(const features &f, int i, float absent, float (&out)[VEC]) {
-    if (!f.data) {
-#pragma unroll
-        for (int j = 0; j < VEC; j++) out[j] = absent;
-    } else if (f.dtype == TP_F32) {
-        read_as<float>(f.data, i, out);
-    } else if (f.dtype == TP_BF16) {
-        read_as<__nv_bfloat16>(f.data, i, out);
-    } else {
-        read_as<__half>(f.data, i, out);
-    }
-}
 
 /* ---- the gradient by x ---- */
 
@@ -142,10 +22,11 @@ struct grad_args {
     features weight;
     int64_t rows, n;
     float eps;
+    bool centred; /* layer_norm */
 };
 
-template <bool CENTRED, typename T, int VEC, int PACKS>
-__global__ void __launch_bounds__(LARGEST_BLOCK) grad_rows(const grad_args args) {
+template <typename T, int VEC, int PACKS>
+__global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     using values = pack<T, VEC>;
     __shared__ float cells[33];
     const int64_t row = row_of_thread(), first = row * args.n;
@@ -153,7 +34,7 @@ __global__ void __launch_bounds__(LARGEST_BLOCK) grad_rows(const grad_args args)
     const row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
     const row_packs<T, VEC, PACKS> dy(static_cast<const T *>(args.dy) + first, packs);
     float mean = 0.0f, squares = 0.0f, g_sum = 0.0f, gx_sum = 0.0f;
-    if constexpr (CENTRED) {
+    if (args.centred) {
         each_pack<PACKS>(packs, [&](int p, int i) {
             const values v = x.get(p, i);
 #pragma unroll
@@ -170,12 +51,12 @@ __global__ void __launch_bounds__(LARGEST_BLOCK) grad_rows(const grad_args args)
             const float centred = to_f32(v.at[j]) - mean, g = to_f32(dv.at[j]) * weight[j];
             squares += centred * centred;
             gx_sum += g * centred;
-            if (CENTRED) g_sum += g;
+            g_sum += g;
         }
     });
     const float n = (float)args.n, r = rsqrtf(row_reduce<add_of>(squares, cells) / n + args.eps);
     const float along = row_reduce<add_of>(gx_sum, cells) / n * r * r;
-    const float across = CENTRED ? row_reduce<add_of>(g_sum, cells) / n : 0.0f;
+    const float across = args.centred ? row_reduce<add_of>(g_sum, cells) / n : 0.0f;
     values *dx = reinterpret_cast<values *>(static_cast<T *>(args.dx) + first);
     each_pack<PACKS>(packs, [&](int p, int i) {
         const values v = x.get(p, i), dv = dy.get(p, i);
@@ -274,17 +155,10 @@ float *shares_of(const tpi_launch *launch, const share_layout &layout) {
     return static_cast<float *>(tpi_scratch(launch)) + 2 * layout.rows;
 }
 
-template <bool CENTRED, typename T, int VEC>
-void launch_rows(const tpi_launch *launch, const grad_args &args) {
-    const tpi_cuda *cuda = tpi_cuda_of(launch);
-    const row_layout rows = lay_rows(cuda, args.rows, args.n / VEC);
-    with_held(rows.held, [&](auto held) {
-        grad_rows<CENTRED, T, VEC, held()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
-    });
-    if (!args.moments) return;
+template <typename T, int VEC> void launch_shares(const tpi_launch *launch, const grad_args &args) {
     const share_layout layout = lay_shares(launch->step);
     const dim3 grid((unsigned)tpi_div_up(args.n, 32 * VEC), (unsigned)layout.shares);
-    add_rows<T, VEC><<<grid, dim3(32, WARPS), 0, cuda->stream>>>(
+    add_rows<T, VEC><<<grid, dim3(32, WARPS), 0, tpi_cuda_of(launch)->stream>>>(
         static_cast<const T *>(args.x), static_cast<const T *>(args.dy), args.moments,
         shares_of(launch, layout), layout);
 }
@@ -302,24 +176,26 @@ void launch_sums(const tpi_launch *launch) {
     }
 }
 
-template <bool CENTRED> tp_status norm_grad(const tpi_launch *launch) {
+tp_status norm_grad(const tpi_launch *launch) {
     const tpi_step *step = launch->step;
     const share_layout layout = lay_shares(step);
     if (layout.n == 0) return TP_OK;
     grad_args args = {};
     args.x = tpi_in(launch, 0), args.dy = tpi_in(launch, 1), args.dx = tpi_out(launch, 0);
-    if (step->n_in > 2) args.weight = {tpi_in(launch, 2), tpi_in_operand(step, 2)->dtype};
+    args.weight = features_in(launch, 2);
     if (wants_sums(step)) args.moments = static_cast<float2 *>(tpi_scratch(launch));
     args.n = layout.n, args.rows = layout.rows;
     args.eps = (float)static_cast<const tpi_attr_norm *>(step->attr)->eps;
+    args.centred = step->op == TPI_LAYER_NORM_GRAD;
+    const tpi_cuda *cuda = tpi_cuda_of(launch);
     const uintptr_t bits =
         (uintptr_t)args.x | (uintptr_t)args.dy | (uintptr_t)args.dx | (uintptr_t)args.weight.data;
     if (args.rows > 0)
         TPI_FLOAT_DTYPE(tpi_in_operand(step, 0)->dtype, T, {
-            if (bits % 16 == 0 && args.n % pack_size<T> == 0)
-                launch_rows<CENTRED, T, pack_size<T>>(launch, args);
-            else
-                launch_rows<CENTRED, T, 1>(launch, args);
+            with_rows<T>(cuda, args.rows, args.n, bits, [&](const row_layout &rows, auto vec, auto held) {
+                grad_rows<T, vec(), held()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
+                if (args.moments) launch_shares<T, vec()>(launch, args);
+            });
         });
     if (wants_sums(step)) launch_sums(launch);
     return tpi_cuda_launched(launch);
@@ -336,7 +212,7 @@ bool accepts(const tpi_step *step) {
 } // namespace
 
 extern "C" const tpi_kernel_entry tpi_cuda_norm_grad[] = {
-    {TPI_RMS_NORM_GRAD, {"cuda", norm_grad<false>, accepts, scratch}},
-    {TPI_LAYER_NORM_GRAD, {"cuda", norm_grad<true>, accepts, scratch}},
+    {TPI_RMS_NORM_GRAD, {"cuda", norm_grad, accepts, scratch}},
+    {TPI_LAYER_NORM_GRAD, {"cuda", norm_grad, accepts, scratch}},
     TPI_KERNELS_END,
 };

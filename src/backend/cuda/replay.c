@@ -7,6 +7,7 @@
 #include "backend/cuda/device.h"
 
 #include "backend/cuda/adamw.h"
+#include "backend/cuda/row_products.h"
 #include "core/alloc.h"
 
 #include <stdio.h>
@@ -87,8 +88,10 @@ static tp_status launch_steps(tpi_cuda_device *device, const tpi_bound *bound) {
             TPI_TRY(launch_adamws(launch, bound, &i));
             continue;
         }
-        TPI_TRY(launch.step->kernel->run(&launch));
-        i++;
+        tp_status status = TP_OK;
+        const uint32_t grouped = tpi_cuda_row_group(&launch, bound, i, &status);
+        TPI_TRY(grouped ? status : launch.step->kernel->run(&launch));
+        i += grouped ? grouped : 1;
     }
     return bound->can_fail ? tpi_cuda_report(device, tpi_cuda_collect_fault(device), "a run") : TP_OK;
 }

@@ -1,6 +1,6 @@
-/* Σ x² over many tensors in one launch and a join: the norm of all gradients. The table of tensors is the kernel's
- * argument, as AdamW's is; a block adds up a part of one tensor, the last kernel adds the parts in order. */
-#include "backend/cuda/device.cuh"
+/* Σ x² over many tensors in one launch and a join: the norm of all gradients. A block adds up a
+ * part of one tensor, a second kernel adds the parts in order. */
+#include "backend/cuda/tensors.cuh"
 
 namespace {
 
@@ -11,28 +11,13 @@ namespace {
 struct tensor {
     const void *x;
     int64_t count;
-    uint32_t first_block;
     int dtype;
 };
 
-template <int N> struct table {
-    int n;
-    tensor tensors[N];
-};
-
-template <int N> __device__ __forceinline__ const tensor &tensor_of_block(const table<N> &t) {
-    int low = 0, high = t.n;
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        *(t.tensors[middle].first_block <= blockIdx.x ? &low : &high) = middle;
-    }
-    return t.tensors[low];
-}
-
-template <typename T> __device__ float squares(const tensor &t) {
+template <typename T> __device__ float squares(const tensor &t, uint32_t block) {
     constexpr int V = pack_size<T>;
     const T *x = (const T *)t.x;
-    const int64_t begin = (int64_t)(blockIdx.x - t.first_block) * CHUNK;
+    const int64_t begin = (int64_t)block * CHUNK;
     const int64_t end = begin + CHUNK < t.count ? begin + CHUNK : t.count;
     float sum = 0;
     if ((uintptr_t)x % 16 == 0) {
@@ -51,16 +36,18 @@ template <typename T> __device__ float squares(const tensor &t) {
 }
 
 template <int N>
-__global__ void __launch_bounds__(THREADS) add_parts(const __grid_constant__ table<N> tensors, float *parts) {
+__global__ void __launch_bounds__(THREADS) add_parts(const __grid_constant__ tensor_table<tensor, N> table, float *parts) {
     __shared__ float cells[33];
-    const tensor &t = tensor_of_block(tensors);
+    const int k = table.of_block();
+    const tensor &t = table.tensors[k];
+    const uint32_t block = blockIdx.x - table.first_block[k];
     float sum;
     if (t.dtype == TP_F32)
-        sum = squares<float>(t);
+        sum = squares<float>(t, block);
     else if (t.dtype == TP_BF16)
-        sum = squares<__nv_bfloat16>(t);
+        sum = squares<__nv_bfloat16>(t, block);
     else
-        sum = squares<__half>(t);
+        sum = squares<__half>(t, block);
     sum = block_reduce<add_of>(sum, cells);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
@@ -79,26 +66,21 @@ int64_t block_count(const tpi_step *step) {
     return blocks;
 }
 
-template <int N> tp_status start(const tpi_launch *launch, int64_t blocks) {
-    table<N> t;
-    uint32_t block = 0;
-    t.n = 0;
+template <int N> tp_status start(const tpi_launch *launch) {
+    tensor_table<tensor, N> table;
     for (int k = 0; k < launch->step->n_in; k++) {
         const tpi_operand *x = tpi_in_operand(launch->step, k);
-        if (x->count == 0) continue;
-        t.tensors[t.n++] = {tpi_in(launch, k), x->count, block, x->dtype};
-        block += (uint32_t)tpi_div_up(x->count, CHUNK);
+        table.add({tpi_in(launch, k), x->count, x->dtype}, CHUNK);
     }
     float *parts = (float *)tpi_scratch(launch);
     const cudaStream_t stream = tpi_cuda_of(launch)->stream;
-    if (blocks > 0) add_parts<N><<<block, THREADS, 0, stream>>>(t, parts);
-    join_parts<<<1, 1024, 0, stream>>>(parts, (int)blocks, (float *)tpi_out(launch, 0));
+    if (table.blocks > 0) add_parts<N><<<table.blocks, THREADS, 0, stream>>>(table, parts);
+    join_parts<<<1, 1024, 0, stream>>>(parts, (int)table.blocks, (float *)tpi_out(launch, 0));
     return tpi_cuda_launched(launch);
 }
 
 tp_status run(const tpi_launch *launch) {
-    const int64_t blocks = block_count(launch->step);
-    return launch->step->n_in <= 8 ? start<8>(launch, blocks) : start<MANY>(launch, blocks);
+    return launch->step->n_in <= 8 ? start<8>(launch) : start<MANY>(launch);
 }
 
 bool accepts(const tpi_step *step) {

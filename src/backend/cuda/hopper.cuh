@@ -1,0 +1,204 @@
+/* Hopper's own instructions: bulk tensor copies that arrive at mbarriers, and wgmma.
+ *
+ * Everything is bf16 tiles with rows of 128 bytes (64 elements) in the 128-byte swizzle, at addresses that are
+ * multiples of 1024: a copy writes it, wgmma's descriptors name it. Within wgmma's sums a thread of a warpgroup
+ * (4 warps; lane = 4g + t) holds of warp w's rows 16w ... 16w + 15 and of each tile of 8 columns: rows g
+ * (0, 1) and g + 8 (2, 3), columns 2t (0, 2) and 2t + 1 (1, 3).
+ *
+ * To be used where __CUDA_ARCH_FEAT_SM90_ALL is defined. */
+#ifndef TAPER_BACKEND_CUDA_HOPPER_CUH
+#define TAPER_BACKEND_CUDA_HOPPER_CUH
+
+#include <cuda.h>
+#include <stdint.h>
+
+__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
+    return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+
+/* ---- mbarriers: addresses in shared memory ---- */
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+
+/* Arrives, and announces `bytes` that copies will bring. */
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+/* Arrives at the same barrier of block `to` of the cluster. */
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier, int to) {
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(barrier),
+                 "r"(to)
+                 : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+        asm volatile("{\n"
+                     ".reg .pred p;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;\n"
+                     "}"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!done);
+}
+
+/* ---- clusters, warpgroups, order ---- */
+
+__device__ __forceinline__ int cluster_rank() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\n"
+                 "barrier.cluster.wait.acquire;" ::
+                     : "memory");
+}
+__device__ __forceinline__ void warpgroup_sync(int barrier) {
+    asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
+}
+template <int N> __device__ __forceinline__ void fewer_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void more_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+/* Between ordinary accesses and those of copies and wgmma. */
+__device__ __forceinline__ void fence_async() {
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+/* Programmatic launches: the next kernel's blocks may start; what the kernel before wrote is there. */
+__device__ __forceinline__ void launch_dependents() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_previous_kernel() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* ---- copies: the map's box at (column, row) ---- */
+
+__device__ __forceinline__ void prefetch_map(const CUtensorMap *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column, int row,
+                                         uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+                 "l"(map), "r"(barrier), "r"(column), "r"(row)
+                 : "memory");
+}
+
+/* The same into all blocks of `mask`, at the same place, each with its own barrier. */
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column, int row,
+                                         uint32_t barrier, uint16_t mask) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%4, %5}], [%2], %3;" ::"r"(to),
+                 "l"(map), "r"(barrier), "h"(mask), "r"(column), "r"(row)
+                 : "memory");
+}
+
+/* ---- wgmma ---- */
+
+/* The address as descriptors have it: within the block, whatever its place in the cluster. */
+__device__ __forceinline__ uint64_t descriptor_address(uint32_t address) {
+    return (address & 0x3ffff) >> 4;
+}
+
+/* Of a matrix whose rows in shared memory run along the inner dimension: [m or n, 64 inner]. The next 16
+ * inner indices: + 2. */
+__device__ __forceinline__ uint64_t inner_descriptor(uint32_t address) {
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | descriptor_address(address);
+}
+
+/* Of one whose rows run along the outer dimension: blocks of [64 inner, 64 outer], 8192 bytes each. The next
+ * 16 inner indices: + 128. */
+__device__ __forceinline__ uint64_t outer_descriptor(uint32_t address) {
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(8192 >> 4) << 16 |
+           descriptor_address(address);
+}
+
+__device__ __forceinline__ void wgmma_begin() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* Waits until at most PENDING groups are under way. */
+template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+/* Keeps reads of the sums behind a wait, which the compiler does not know to be of them. */
+template <int N> __device__ __forceinline__ void settle(float (&sum)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(sum[i])::"memory");
+}
+
+#define WGMMA_8(i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
+                    "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WGMMA_32(i) WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
+#define WGMMA_NAMES_8  "%0, %1, %2, %3, %4, %5, %6, %7"
+#define WGMMA_NAMES_16 WGMMA_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define WGMMA_NAMES_64                                                                                       \
+    WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "      \
+                   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "        \
+                   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_NAMES_128                                                                                      \
+    WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "      \
+                   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "        \
+                   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "        \
+                   "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "    \
+                   "%124, %125, %126, %127"
+#define WGMMA(n, names, a_name, b_name, keep_name, outer_name, ...)                                          \
+    asm volatile("{\n"                                                                                       \
+                 ".reg .pred keep;\n"                                                                        \
+                 "setp.ne.b32 keep, " keep_name ", 0;\n"                                                     \
+                 "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" names "}, " a_name ", " b_name  \
+                 ", keep, 1, 1, 0, " outer_name ";\n"                                                        \
+                 "}"                                                                                         \
+                 : __VA_ARGS__                                                                               \
+                 : "l"(a), "l"(b), "r"((int)keep), "n"((int)OUTER_B))
+
+/* d ← a · b, + d if `keep`, of 64 × 16 and 16 × N; d has N / 2 numbers a thread. OUTER_B: b's descriptor is an
+ * outer one. */
+template <bool OUTER_B>
+__device__ __forceinline__ void wgmma(float (&d)[8], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("16", WGMMA_NAMES_8, "%8", "%9", "%10", "%11", WGMMA_8(0));
+}
+template <bool OUTER_B>
+__device__ __forceinline__ void wgmma(float (&d)[16], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("32", WGMMA_NAMES_16, "%16", "%17", "%18", "%19", WGMMA_8(0), WGMMA_8(8));
+}
+template <bool OUTER_B>
+__device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("128", WGMMA_NAMES_64, "%64", "%65", "%66", "%67", WGMMA_32(0), WGMMA_32(32));
+}
+template <bool OUTER_B>
+__device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("256", WGMMA_NAMES_128, "%128", "%129", "%130", "%131", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64),
+          WGMMA_32(96));
+}
+
+#undef WGMMA_8
+#undef WGMMA_32
+#undef WGMMA_NAMES_8
+#undef WGMMA_NAMES_16
+#undef WGMMA_NAMES_64
+#undef WGMMA_NAMES_128
+#undef WGMMA
+
+#endif

@@ -1,0 +1,98 @@
+/* Rows over threads: how kernels over the last dimension share a row, hold it, and add it up.
+ *
+ * A row lies over a part of a warp, a warp or a block. The trick: as long as HELD packs a thread are enough it
+ * stays in registers, so that what needs several passes reads memory once. A longer row is read again, from
+ * the cache at best; so are rows that do not lie in packs of 16 bytes, which are no case for speed. */
+#ifndef TAPER_BACKEND_CUDA_ROW_CUH
+#define TAPER_BACKEND_CUDA_ROW_CUH
+
+#include "backend/cuda/device.cuh"
+
+#include <type_traits>
+
+constexpr int ROW_THREADS = 512; /* the most of a block */
+constexpr int HELD = 4;          /* most packs of a row in a thread's registers */
+
+/* ---- from sizes to a launch ---- */
+
+/* block.x threads have a row, which are a part of a warp or whole warps; block.y rows are in a block. */
+struct row_layout {
+    dim3 block;
+    unsigned blocks;
+    int held; /* packs of a row in a thread's registers: 1 or HELD; 0: they do not hold it */
+};
+
+static inline row_layout lay_rows(const tpi_cuda *device, int64_t rows, int64_t packs) {
+    row_layout layout = {};
+    layout.held = packs <= 32 ? 1 : HELD;
+    int64_t threads = tpi_div_up(packs, layout.held);
+    if (threads > ROW_THREADS) threads = ROW_THREADS, layout.held = 0;
+    unsigned lanes = (unsigned)tpi_div_up(threads, 32) * 32, in_block = 1;
+    if (threads <= 32) {
+        for (lanes = 1; lanes < threads;) lanes *= 2;
+        const int64_t warps = rows * lanes / (32 * 8 * device->processors);
+        in_block = 32 / lanes * (unsigned)(warps < 1 ? 1 : warps > 4 ? 4 : warps);
+    }
+    layout.block = dim3(lanes, in_block);
+    layout.blocks = (unsigned)tpi_div_up(rows, in_block);
+    return layout;
+}
+
+/* Calls launch(layout, vec, held) with constants: packs of `vec` elements of T, `held` of them in registers.
+ * `bits` is the bitwise or of the addresses of all operands. */
+template <typename T, typename F>
+static void with_rows(const tpi_cuda *device, int64_t rows, int64_t n, uintptr_t bits, F launch) {
+    constexpr std::integral_constant<int, pack_size<T>> packs = {};
+    const bool packed = bits % 16 == 0 && n % packs == 0;
+    const row_layout layout = lay_rows(device, rows, packed ? n / packs : n);
+    if (!packed)
+        launch(layout, std::integral_constant<int, 1>(), std::integral_constant<int, 0>());
+    else if (layout.held == 1)
+        launch(layout, packs, std::integral_constant<int, 1>());
+    else if (layout.held == HELD)
+        launch(layout, packs, std::integral_constant<int, HELD>());
+    else
+        launch(layout, packs, std::integral_constant<int, 0>());
+}
+
+/* ---- within a kernel ---- */
+
+__device__ __forceinline__ int64_t row_of_thread() {
+    return (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+}
+
+/* Over the threads of a row; all threads of the block call it. */
+template <typename Op> __device__ __forceinline__ float row_reduce(float x, float *cells) {
+    if (blockDim.x > 32) return block_reduce<Op>(x, cells);
+    for (int lane = blockDim.x >> 1; lane > 0; lane >>= 1)
+        x = Op::join(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    return x;
+}
+
+/* Calls body(p, i) for the packs i of this thread; p is where registers hold it. */
+template <int PACKS, typename F> __device__ __forceinline__ void each_pack(int packs, F body) {
+    if constexpr (PACKS > 0) {
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int i = threadIdx.x + p * (int)blockDim.x;
+            if (i < packs) body(p, i);
+        }
+    } else {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < packs; i += blockDim.x) body(0, i);
+    }
+}
+
+/* A row in registers, or in memory where PACKS is 0. */
+template <typename T, int VEC, int PACKS> struct row_packs {
+    const pack<T, VEC> *from;
+    pack<T, VEC> held[PACKS ? PACKS : 1];
+
+    __device__ __forceinline__ row_packs(const T *row, int packs)
+        : from(reinterpret_cast<const pack<T, VEC> *>(row)) {
+        if constexpr (PACKS > 0) each_pack<PACKS>(packs, [&](int p, int i) { held[p] = from[i]; });
+    }
+    __device__ __forceinline__ pack<T, VEC> get(int p, int i) const { return PACKS > 0 ? held[p] : from[i]; }
+};
+
+#endif
