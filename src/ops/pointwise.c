@@ -78,6 +78,19 @@ tp_status tpi_infer_binary_float(tpi_infer *call) {
     return infer_pair(call, a, &call->in[1], (tp_dtype)a->dtype);
 }
 
+/* Operands of one shape: broadcast ones have gradients that are summed, by other operations. */
+tp_status tpi_infer_silu_mul_grad(tpi_infer *call) {
+    const tpi_signature *gate = &call->in[0];
+    static const char *const names[] = {"gate", "up", "dy"};
+    TPI_TRY(tpi_expect_float(gate, "gate"));
+    for (int k = 1; k < 3; k++) {
+        TPI_TRY(tpi_expect_dtype(&call->in[k], names[k], (tp_dtype)gate->dtype));
+        TPI_TRY(tpi_expect_shape(&call->in[k], names[k], gate->rank, gate->shape));
+    }
+    call->out[0] = call->out[1] = *gate;
+    return TP_OK;
+}
+
 tp_status tpi_infer_compare(tpi_infer *call) {
     const tpi_attr_index *attr = call->attr;
     if (attr->index < TP_EQ || attr->index > TP_GE)

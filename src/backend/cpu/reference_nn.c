@@ -33,6 +33,26 @@ static tpi_vec weight_or_one(const tpi_launch *launch, int k) {
     return tpi_vec_of(tpi_in_operand(launch->step, k), tpi_in(launch, k));
 }
 
+/* ---- both gradients of silu(gate)·up ---- */
+
+static void silu_mul_grad_rows(const tpi_launch *launch, int64_t begin, int64_t end, int piece) {
+    (void)piece;
+    tpi_walk walk = walk_rows(launch, 3);
+    if (launch->step->n_out > 1) tpi_walk_add(&walk, tpi_out_operand(launch->step, 1), tpi_out(launch, 1), 0);
+    tpi_walk_seek(&walk, begin);
+    for (int64_t row = begin; row < end; row++, tpi_walk_next(&walk))
+        for (int64_t i = 0; i < walk.length; i++) {
+            const double x = tpi_get(walk.at[0], i), up = tpi_get(walk.at[1], i), dy = tpi_get(walk.at[2], i);
+            tpi_put(walk.at[3], i, tpi_pointwise_eval(TPI_SILU_GRAD, 0, x, dy * up, 0, 0));
+            tpi_put(walk.at[4], i, dy * tpi_pointwise_eval(TPI_SILU, 0, x, 0, 0, 0));
+        }
+}
+
+static tp_status silu_mul_grad(const tpi_launch *launch) {
+    split_rows(launch, silu_mul_grad_rows);
+    return TP_OK;
+}
+
 /* ---- RMS norm: y = x·r·w with r = 1/√(mean(x²) + eps) ---- */
 
 static double inverse_rms(tpi_vec x, int64_t n, double eps) {
@@ -291,6 +311,7 @@ static tp_status adamw(const tpi_launch *launch) {
 }
 
 const tpi_kernel_entry tpi_reference_nn[] = {
+    {TPI_SILU_MUL_GRAD, {"reference", silu_mul_grad, NULL, NULL}},
     {TPI_RMS_NORM, {"reference", rms_norm, NULL, NULL}},
     {TPI_RMS_NORM_GRAD, {"reference", norm_grad, NULL, two_doubles_a_row}},
     {TPI_ADD_RMS_NORM, {"reference", add_rms_norm, NULL, NULL}},

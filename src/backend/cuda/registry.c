@@ -21,6 +21,7 @@ static const tpi_kernel_entry *const lists[] = {
     tpi_cuda_pointwise,
     tpi_cuda_reduce,
     tpi_cuda_sum_squares,
+    tpi_cuda_silu_mul_grad,
     tpi_cuda_move,
     tpi_cuda_index,
     tpi_cuda_dropout,

@@ -58,6 +58,8 @@ ACCEPTS(dropout_accepts);
 KERNEL(reduce);
 ACCEPTS(reduce_accepts);
 SCRATCH(reduce_scratch);
+KERNEL(silu_mul_grad);
+ACCEPTS(silu_mul_grad_accepts);
 KERNEL(sum_squares);
 ACCEPTS(sum_squares_accepts);
 SCRATCH(sum_squares_scratch);

@@ -63,6 +63,7 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     SPACE(TPI_ARGMAX, reduce),
     SPACE(TPI_LOGSUMEXP, reduce),
     SPACE(TPI_SUM_SQUARES, sum_squares),
+    PLAIN(TPI_SILU_MUL_GRAD, silu_mul_grad),
     SPACE(TPI_CROSS_ENTROPY, cross_entropy),
     SHARED(TPI_CROSS_ENTROPY_GRAD, cross_entropy_grad, cross_entropy),
     SPACE(TPI_LINEAR_CROSS_ENTROPY, linear_cross_entropy),
