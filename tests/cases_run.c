@@ -9,21 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NOISE 0xA5
-
 static case_block block_create(size_t bytes) {
     case_block block = {aligned_alloc(TPI_ALIGN, (bytes + 3 * CASE_GUARD) / CASE_GUARD * CASE_GUARD), NULL,
                         bytes};
     if (!block.memory) abort();
-    memset(block.memory, NOISE, bytes + 2 * CASE_GUARD);
+    memset(block.memory, CASE_NOISE, bytes + 2 * CASE_GUARD);
     block.data = block.memory + CASE_GUARD;
     return block;
 }
 
 static bool block_guards_hold(const case_block *block) {
     for (int i = 0; block->memory && i < CASE_GUARD; i++)
-        if ((unsigned char)block->memory[i] != NOISE ||
-            (unsigned char)block->memory[CASE_GUARD + block->bytes + (size_t)i] != NOISE)
+        if ((unsigned char)block->memory[i] != CASE_NOISE ||
+            (unsigned char)block->memory[CASE_GUARD + block->bytes + (size_t)i] != CASE_NOISE)
             return false;
     return true;
 }
@@ -98,15 +96,16 @@ bool case_run_prepare(case_run *run, const tpi_kernel *kernel, tpi_threads *thre
     if (kernel->accepts && !kernel->accepts(&run->step)) return false;
     run->step.kernel = kernel;
     run->step.scratch = kernel->scratch ? kernel->scratch(&run->step, tpi_threads_count(threads)) : 0;
-    free(run->blocks[scratch].memory);
-    run->blocks[scratch] = block_create(run->step.scratch);
     run->slots[scratch] = (uint32_t)scratch;
-    run->pointers[scratch] = run->blocks[scratch].data;
     return true;
 }
 
 bool case_run_kernel(case_run *run, const tpi_kernel *kernel, tpi_threads *threads, tp_status *status) {
+    const int scratch = run->instance->n_in + run->instance->n_out;
     if (!case_run_prepare(run, kernel, threads)) return false;
+    free(run->blocks[scratch].memory);
+    run->blocks[scratch] = block_create(run->step.scratch);
+    run->pointers[scratch] = run->blocks[scratch].data;
     const tpi_launch launch = {&run->step, run->pointers, threads, NULL};
     *status = kernel->run(&launch);
     return true;

@@ -7,7 +7,8 @@
 
 #include "cases.h"
 
-#define CASE_GUARD 64 /* bytes on either side; keeps the alignment that plans give */
+#define CASE_NOISE 0xA5 /* what guards, and memory that is not yet written, hold */
+#define CASE_GUARD 64   /* bytes on either side; keeps the alignment that plans give */
 
 typedef struct case_block {
     char *memory, *data;
@@ -43,7 +44,7 @@ typedef struct case_variation {
 int case_variations(const case_instance *instance, case_variation out[CASE_VARIATIONS]);
 void case_run_vary(case_run *run, const case_variation *variation);
 
-/* Whether the kernel takes the step; then the step has it, and scratch of noise. */
+/* Whether the kernel takes the step; then the step has it and the size of its scratch, whose slot is last. */
 bool case_run_prepare(case_run *run, const tpi_kernel *kernel, tpi_threads *threads);
 
 /* True if the kernel takes the step; then *status is its result. */

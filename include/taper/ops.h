@@ -113,7 +113,8 @@ TP_API tp_lazy *tp_lazy_linear(tp_lazy *x, tp_lazy *w, tp_lazy *bias);
  */
 TP_API tp_lazy *tp_lazy_lora_fused(tp_lazy *x, tp_lazy *a, tp_lazy *b, double scale);
 
-/* x · w + scale · x · a · b + bias: one adapted linear layer, whose low-rank product serves the gradients too. w [in, out], bias [out] or NULL. */
+/* x · w + scale · x · a · b + bias: one adapted linear layer, whose low-rank product serves the gradients
+ * too. w [in, out], bias [out] or NULL. */
 TP_API tp_lazy *tp_lazy_linear_lora(tp_lazy *x, tp_lazy *w, tp_lazy *a, tp_lazy *b, double scale,
                                     tp_lazy *bias);
 

@@ -77,7 +77,8 @@ void tpi_vjp_lora(tpi_vjp *call) {
     if (call->wanted[2]) give_b(call, 2, scaled_product(tpi_vjp_in(call, 0), tpi_vjp_in(call, 1), attr->s));
 }
 
-/* The low-rank products are by-products: the forward layer's output 1 is s·x·a, that of the input's gradient s·dy·bᵀ. */
+/* The low-rank products are by-products: the forward layer's output 1 is s·x·a, that of the input's gradient
+ * s·dy·bᵀ. */
 void tpi_vjp_linear_lora(tpi_vjp *call) {
     const tpi_attr_scalar *attr = tpi_vjp_attr(call);
     if (call->wanted[0]) {

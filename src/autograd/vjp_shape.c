@@ -8,8 +8,8 @@ void tpi_vjp_reshape(tpi_vjp *call) {
     call->dx[0] = tp_lazy_reshape(call->dy, x->record.rank, tpi_node_shape(x));
 }
 
-/* (a·b)ᵀ = bᵀ·aᵀ: a weight's gradient by the view that a layer reads, made in the order of the weight itself. The
- * product that it replaces is needed by nobody then. */
+/* (a·b)ᵀ = bᵀ·aᵀ: a weight's gradient by the view that a layer reads, made in the order of the weight itself.
+ * The product that it replaces is needed by nobody then. */
 static tp_lazy *transposed_product(tp_lazy *product) {
     const tp_lazy *a = tpi_node_input(product, 0), *b = tpi_node_input(product, 1);
     if (a->record.rank != 2 || b->record.rank != 2) return NULL;

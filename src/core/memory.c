@@ -7,9 +7,10 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#define SMALLEST   ((size_t)64)
-#define FINE_BYTES ((size_t)1 << 20) /* above it classes are a sixteenth of a power of two apart, not a quarter */
-#define FINE_CLASS 56                /* the first of them */
+#define SMALLEST ((size_t)64)
+#define FINE_BYTES                                                                                           \
+    ((size_t)1 << 20) /* above it classes are a sixteenth of a power of two apart, not a quarter */
+#define FINE_CLASS 56 /* the first of them */
 #define CLASSES    768
 #define KEEP_BYTES ((uint64_t)256 << 20) /* kept for reuse at most, beyond one block a class */
 

@@ -120,8 +120,10 @@ static tp_lazy *count_up(const pass *p) {
 
 static tp_lazy *make_positions(const pass *p) {
     if (p->forward->positions) return p->forward->positions;
+    tp_lazy *first = p->start ? tp_lazy_reshape(p->start, 2, (int64_t[]){p->batch, 1}) : NULL;
+    if (first && p->length == 1) return first;
     tp_lazy *steps = count_up(p);
-    if (p->start) return tp_lazy_add(tp_lazy_reshape(p->start, 2, (int64_t[]){p->batch, 1}), steps);
+    if (first) return tp_lazy_add(first, steps);
     return tp_lazy_broadcast(steps, 2, (int64_t[]){p->batch, p->length});
 }
 

@@ -12,8 +12,8 @@
 #include <math.h>
 #include <string.h>
 
-#define MOST_TOGETHER 255 /* inputs of an operation */
-#define CLIP_EPS 1e-6 /* beside the norm in the divisor, as in PyTorch */
+#define MOST_TOGETHER 255  /* inputs of an operation */
+#define CLIP_EPS      1e-6 /* beside the norm in the divisor, as in PyTorch */
 
 /* ---- making ---- */
 

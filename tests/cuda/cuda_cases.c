@@ -1,6 +1,6 @@
 /* The case table on a GPU: each kernel of the CUDA backend against the CPU's reference.
  *
- *     cuda_cases [operation]
+ *     cuda_cases [operation [-v]]      -v names each launch before it is made
  *
  * Ends with 77, saying why, where there is no GPU. A plain program: it runs where only the library does. */
 #include "cases_run.h"
@@ -14,6 +14,7 @@
 static tp_device *gpu;
 static tpi_threads *threads;
 static int runs, faults, refused;
+static bool verbose;
 
 /* A host block's double on the device, guards and all. */
 static void *double_of(const case_block *block) {
@@ -28,9 +29,34 @@ static void *double_of(const case_block *block) {
     return memory;
 }
 
+/* Scratch of noise on the device, with a guard behind it: workspaces of libraries are large, so the host has
+ * none. */
+static char *noisy_scratch(size_t bytes) {
+    static char noise[1 << 20];
+    void *memory = NULL;
+    tp_status status = tpi_memory_take(gpu->memory, bytes + CASE_GUARD, &memory);
+    memset(noise, CASE_NOISE, sizeof noise);
+    for (size_t at = 0; status == TP_OK && at < bytes + CASE_GUARD; at += sizeof noise) {
+        const size_t left = bytes + CASE_GUARD - at;
+        status = tpi_device_write(gpu, (char *)memory + at, noise, left < sizeof noise ? left : sizeof noise);
+    }
+    if (status != TP_OK) fprintf(stderr, "%s\n", tp_error_message()), faults++;
+    return memory;
+}
+
+static bool scratch_guard_holds(const char *scratch, size_t bytes, uint64_t mark) {
+    unsigned char guard[CASE_GUARD] = {0};
+    if (gpu->calls->read(gpu->state, guard, scratch + bytes, sizeof guard, mark) != TP_OK) return false;
+    for (int i = 0; i < CASE_GUARD; i++)
+        if (guard[i] != CASE_NOISE) return false;
+    return true;
+}
+
 /* Runs the prepared step on the device; the host's blocks take what came out. */
 static tp_status run_on_gpu(case_run *run) {
     void *doubles[CASE_OPERANDS + 1] = {0}, *pointers[CASE_OPERANDS + 1] = {0};
+    const size_t bytes = run->step.scratch;
+    char *scratch = noisy_scratch(bytes);
     for (int k = 0; k <= CASE_OPERANDS; k++) doubles[k] = double_of(&run->blocks[k]);
     for (int k = 0; k <= CASE_OPERANDS; k++) {
         const char *at = run->pointers[k];
@@ -40,6 +66,7 @@ static tp_status run_on_gpu(case_run *run) {
                 pointers[k] = (char *)doubles[j] + (at - b->memory);
         }
     }
+    pointers[run->instance->n_in + run->instance->n_out] = scratch;
     tpi_prepared nothing = {NULL, NULL};
     const tpi_bound bound = {&run->step, 1, CASE_OPERANDS + 1, true, pointers, threads, &nothing};
     tp_status status = gpu->backend->run(gpu->state, &bound);
@@ -52,6 +79,9 @@ static tp_status run_on_gpu(case_run *run) {
             status = gpu->calls->read(gpu->state, b->memory, doubles[k], b->bytes + 2 * CASE_GUARD, mark);
         tpi_memory_give(gpu->memory, doubles[k], b->bytes + 2 * CASE_GUARD);
     }
+    if (status == TP_OK && !scratch_guard_holds(scratch, bytes, mark))
+        status = tpi_fail(TP_EINTERNAL, "wrote behind its scratch");
+    tpi_memory_give(gpu->memory, scratch, bytes + CASE_GUARD);
     return status;
 }
 
@@ -76,6 +106,7 @@ static bool check_kernel(const case_run *want, const tpi_kernel *kernel, const c
     bool accepted = case_run_prepare(&got, kernel, threads);
     if (accepted) {
         runs++;
+        if (verbose) printf("%s: %s\n", label, kernel->name);
         if (run_on_gpu(&got) != TP_OK)
             complain(label, kernel->name, tp_error_message());
         else if (!case_run_equal(&got, want, slack_of(want->instance), text))
@@ -122,6 +153,7 @@ static bool is_run(const op_case *c, const char *only) {
 
 int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : NULL;
+    verbose = argc > 2 && strcmp(argv[2], "-v") == 0;
     static const tp_dtype floats[] = {TP_F32, TP_BF16, TP_F16};
     tp_context *ctx;
     if (tp_context_create(&ctx, NULL) != TP_OK || tpi_threads_create(&threads, 1) != TP_OK) return 1;
@@ -129,6 +161,7 @@ int main(int argc, char **argv) {
         printf("skipped: %s\n", tp_error_message());
         return 77;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what was found is told even if a kernel never ends */
     printf("%s: %s\n", tp_device_name(gpu), tp_device_description(gpu));
     for (int i = 0; i < op_case_count; i++)
         for (int f = 0; f < 3; f++) {

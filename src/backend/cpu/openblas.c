@@ -313,7 +313,8 @@ static void add_low_rank(const tpi_launch *launch, const layer *l, const matrix 
     multiply_on(launch->threads, (product){xa, b, *y, 1, l->w ? 1 : 0});
     if (launch->step->n_out < 2 || !tpi_out(launch, 1)) return;
     const tpi_operand *h = tpi_out_operand(launch->step, 1);
-    for (int64_t i = 0; i < h->count; i++) tpi_store_f32(tpi_out(launch, 1), (tp_dtype)h->dtype, i, xa.data[i]);
+    for (int64_t i = 0; i < h->count; i++)
+        tpi_store_f32(tpi_out(launch, 1), (tp_dtype)h->dtype, i, xa.data[i]);
 }
 
 static tp_status run_layer(const tpi_launch *launch) {

@@ -147,9 +147,13 @@ static tp_status sum_squares(const tpi_launch *launch) {
 }
 
 const tpi_kernel_entry tpi_reference_reduce[] = {
-    {TPI_SUM, {"reference", reduce, NULL, NULL}},           {TPI_MEAN, {"reference", reduce, NULL, NULL}},
-    {TPI_MAX, {"reference", reduce, NULL, NULL}},           {TPI_ARGMAX, {"reference", reduce, NULL, NULL}},
+    {TPI_SUM, {"reference", reduce, NULL, NULL}},
+    {TPI_MEAN, {"reference", reduce, NULL, NULL}},
+    {TPI_MAX, {"reference", reduce, NULL, NULL}},
+    {TPI_ARGMAX, {"reference", reduce, NULL, NULL}},
     {TPI_SUM_SQUARES, {"reference", sum_squares, NULL, NULL}},
-    {TPI_LOGSUMEXP, {"reference", reduce, NULL, NULL}},     {TPI_SOFTMAX, {"reference", softmax, NULL, NULL}},
-    {TPI_SOFTMAX_GRAD, {"reference", softmax, NULL, NULL}}, TPI_KERNELS_END,
+    {TPI_LOGSUMEXP, {"reference", reduce, NULL, NULL}},
+    {TPI_SOFTMAX, {"reference", softmax, NULL, NULL}},
+    {TPI_SOFTMAX_GRAD, {"reference", softmax, NULL, NULL}},
+    TPI_KERNELS_END,
 };

@@ -314,8 +314,12 @@ static int lanes_of(const tpi_operand *k) {
     return lanes <= 8 ? 8 : lanes <= 16 ? 16 : 32;
 }
 
-static int rows_of(int64_t rows) {
-    return rows <= 2 ? 2 : 8;
+/* Rows that a block computes: many, so that keys are read once; few where that would leave the device idle.
+ */
+static int rows_of(const tpi_step *step) {
+    const int64_t *q = tpi_in_operand(step, 0)->shape, *k = tpi_in_operand(step, 1)->shape;
+    const int64_t rows = q[1] * (q[2] / k[2]), tile = WARPS * STEPS * 32 / lanes_of(tpi_in_operand(step, 1));
+    return rows <= 2 || q[0] * k[2] * tpi_div_up(rows, 2) * tpi_div_up(k[1], tile) <= BLOCKS ? 2 : 8;
 }
 
 /* Parts of whole tiles of all warps; as many as a device has room for, if each has a few tiles to hide its
@@ -323,7 +327,7 @@ static int rows_of(int64_t rows) {
 static int keys_of_part(const tpi_step *step) {
     const int64_t *q = tpi_in_operand(step, 0)->shape, *k = tpi_in_operand(step, 1)->shape;
     const int64_t tile = WARPS * STEPS * 32 / lanes_of(tpi_in_operand(step, 1)), rows = q[1] * (q[2] / k[2]);
-    const int64_t lines = q[0] * k[2] * tpi_div_up(rows, rows_of(rows)), parts = tpi_div_up(BLOCKS, lines);
+    const int64_t lines = q[0] * k[2] * tpi_div_up(rows, rows_of(step)), parts = tpi_div_up(BLOCKS, lines);
     const int64_t keys = tpi_div_up(tpi_div_up(k[1], parts), tile) * tile;
     return (int)(k[1] <= 2 * tile ? 2 * tile : keys);
 }
@@ -344,9 +348,9 @@ static size_t scratch(const tpi_step *step, int threads) {
     return parts > 1 ? (size_t)(parts * (q->count + 2 * q->count / q->shape[3])) * sizeof(float) : 0;
 }
 
-template <typename T, int LANES> static void enqueue(const decode &p, const tpi_cuda *cuda) {
+template <typename T, int LANES> static void enqueue(const decode &p, int rows, const tpi_cuda *cuda) {
     const int64_t lines = (int64_t)p.batches * p.groups * p.parts;
-    if (rows_of(p.rows) == 2)
+    if (rows == 2)
         start_early(cuda, attention_part<T, LANES, 2>, (unsigned)(lines * tpi_div_up(p.rows, 2)), THREADS, p);
     else
         start_early(cuda, attention_part<T, LANES, 8>, (unsigned)(lines * tpi_div_up(p.rows, 8)), THREADS, p);
@@ -363,9 +367,11 @@ static tp_status run(const tpi_launch *launch) {
     p.parts = p.keys > p.part_keys ? (int)tpi_div_up(p.keys, p.part_keys) : 1;
     p.sums = (float *)tpi_scratch(launch);
     p.tops = (float2 *)(p.sums + lines * p.parts * p.size);
-    const int lanes = lanes_of(tpi_in_operand(launch->step, 1));
+    const int lanes = lanes_of(tpi_in_operand(launch->step, 1)), rows = rows_of(launch->step);
     TPI_FLOAT_DTYPE(p.k.dtype, T, {
-        lanes == 8 ? enqueue<T, 8>(p, cuda) : lanes == 16 ? enqueue<T, 16>(p, cuda) : enqueue<T, 32>(p, cuda);
+        lanes == 8    ? enqueue<T, 8>(p, rows, cuda)
+        : lanes == 16 ? enqueue<T, 16>(p, rows, cuda)
+                      : enqueue<T, 32>(p, rows, cuda);
     });
     if (p.parts > 1) start_early(cuda, join_parts, (unsigned)lines, THREADS, p);
     return tpi_cuda_launched(launch);

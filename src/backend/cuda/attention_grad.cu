@@ -147,7 +147,7 @@ static __global__ void __launch_bounds__(pass_shape<D, KEYS>::THREADS, pass_shap
     extern __shared__ __align__(256) unsigned char shared[];
     T *tiles = (T *)shared;
     query_cell *cells = (query_cell *)(tiles + 2 * shape::STAGE);
-    const pass_block w = block_of<shape::ROWS, KEYS>(p, (int)blockIdx.x);
+    const pass_block w = block_of<shape::ROWS, KEYS>(p);
     const int row = w.first + (threadIdx.x >> 5) * 16;
     const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS, total = a_head * w.heads;
     pass_sums<D, KEYS> a = {};
@@ -185,26 +185,29 @@ static __global__ void __launch_bounds__(pass_shape<D, KEYS>::THREADS, pass_shap
 
 /* ---- around the passes ---- */
 
-/* Sixteen lanes fill a query's cell; a block fills sixteen cells of a head. */
+/* Eight lanes fill a query's cell; a block fills 32 cells of a head. */
 template <typename O, typename G>
 static __global__ void __launch_bounds__(256) fill_cells(const __grid_constant__ attention_grad p) {
-    const int blocks = p.padded / 16, head = blockIdx.x / blocks, h = head % p.heads, b = head / p.heads;
-    const int t = blockIdx.x % blocks * 16 + threadIdx.x / 16;
+    const int blocks = p.padded / 32, head = blockIdx.x / blocks, h = head % p.heads, b = head / p.heads;
+    const int t = blockIdx.x % blocks * 32 + threadIdx.x / 8;
     const bool there = t < p.queries;
+    const float lse = there ? p.lse[(int64_t)head * p.queries + t] : -INFINITY;
     float sum = 0.0f;
     if (there) {
         const O *out = row_at<O>(p.out, b, t, h);
         const G *dout = row_at<G>(p.dout, b, t, h);
-        for (int d = 4 * (threadIdx.x & 15); d < p.size; d += 64) {
-            const float4 x = load4(out + d, p.out.wide, p.size - d),
-                         y = load4(dout + d, p.dout.wide, p.size - d);
-            sum += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+        for (int d = 4 * (threadIdx.x & 7); d < p.size; d += 64) {
+#pragma unroll
+            for (int e = d; e < d + 64; e += 32) {
+                const float4 x = load4(out + e, p.out.wide, p.size - e),
+                             y = load4(dout + e, p.dout.wide, p.size - e);
+                sum += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+            }
         }
     }
 #pragma unroll
-    for (int lane = 8; lane > 0; lane >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-    if (threadIdx.x & 15) return;
-    const float lse = there ? p.lse[(int64_t)head * p.queries + t] : -INFINITY;
+    for (int lane = 4; lane > 0; lane >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+    if (threadIdx.x & 7) return;
     p.cells[(int64_t)head * p.padded + t] = make_float2(lse == -INFINITY ? INFINITY : lse, sum);
 }
 
@@ -212,7 +215,7 @@ void tpi_cuda_attention_cells(const attention_grad &p, cudaStream_t stream) {
     const int64_t rows = (int64_t)p.batches * p.heads * p.padded;
     if (!rows) return;
     TPI_FLOAT_DTYPE(p.out.dtype, O, {
-        TPI_FLOAT_DTYPE(p.dout.dtype, G, { fill_cells<O, G><<<(unsigned)(rows / 16), 256, 0, stream>>>(p); });
+        TPI_FLOAT_DTYPE(p.dout.dtype, G, { fill_cells<O, G><<<(unsigned)(rows / 32), 256, 0, stream>>>(p); });
     });
 }
 
@@ -274,11 +277,10 @@ static void enqueue_pass(const attention_grad &p, cudaStream_t stream) {
 template <typename T, int D> static void enqueue(const tpi_launch *launch, const attention_grad &p) {
     cudaStream_t stream = tpi_cuda_of(launch)->stream;
     const int64_t count = p.keys * p.dk.token * p.batches;
-    if (!tpi_cuda_attention_grad_wgmma(launch, p)) {
-        if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, stream);
-        if (p.dq.data) enqueue_pass<T, D, false>(p, stream);
-    }
+    if (tpi_cuda_attention_grad_wgmma(launch, p)) return;
+    if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, stream);
     if (p.parts > 1) join_parts<T><<<dim3((unsigned)tpi_div_up(count, 1024), 2), 256, 0, stream>>>(p, count);
+    if (p.dq.data) enqueue_pass<T, D, false>(p, stream);
 }
 
 static tp_status run_mma(const tpi_launch *launch) {

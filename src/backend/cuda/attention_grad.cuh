@@ -15,20 +15,21 @@ struct pass_block {
     range columns; /* from a tile's begin on */
 };
 
-/* Block number `block` of a pass, with ROWS rows. */
+/* The block's part of a pass with ROWS rows. */
 template <int ROWS, bool KEYS>
-static __device__ __forceinline__ pass_block block_of(const attention_grad &p, int block) {
+static __device__ __forceinline__ pass_block block_of(const attention_grad &p) {
     pass_block w;
     if (KEYS) { /* the first keys are seen by most queries */
-        const int lines = p.batches * p.groups * p.parts, line = block % lines;
+        const int lines = p.batches * p.groups * p.parts, line = blockIdx.x % lines;
         const int heads = (p.share + p.parts - 1) / p.parts, part = line % p.parts;
         w.g = line / p.parts % p.groups, w.b = line / p.parts / p.groups;
-        w.first = block / lines * ROWS;
+        w.first = blockIdx.x / lines * ROWS;
         w.h = w.g * p.share + part * heads, w.heads = min(heads, p.share - part * heads);
     } else { /* the last queries see most keys */
-        const int lines = p.batches * p.heads, line = block % lines, tiles = (p.queries + ROWS - 1) / ROWS;
+        const int lines = p.batches * p.heads, line = blockIdx.x % lines,
+                  tiles = (p.queries + ROWS - 1) / ROWS;
         w.b = line / p.heads, w.h = line % p.heads, w.heads = 1, w.g = w.h / p.share;
-        w.first = (tiles - 1 - block / lines) * ROWS;
+        w.first = (tiles - 1 - (int)(blockIdx.x / lines)) * ROWS;
     }
     w.view = sight_of(p, w.b);
     w.columns = KEYS ? queries_seeing(p, w.view, {w.first, min(w.first + ROWS, p.keys)})

@@ -6,12 +6,14 @@
 #include "backend/cuda/attention_panels.cuh"
 
 template <int D> struct group_shape {
-    static constexpr int GROUPS = D == 128 ? 2 : 1, THREADS = 128 * GROUPS, ROWS = 64 * GROUPS;
-    static constexpr int BLOCKS = D == 128 ? 1 : 3; /* a multiprocessor */
+    static constexpr int GROUPS = 1, THREADS = 128 * GROUPS, ROWS = 64 * GROUPS;
+    static constexpr int BLOCKS = D == 128 ? 2 : 3; /* a multiprocessor */
     static constexpr int TILE = COLUMNS * D * 2, STAGE = 2 * TILE, OPERAND = ROWS * D * 2; /* bytes */
     static constexpr int CELLS = COLUMNS * (int)sizeof(query_cell);
     static constexpr int BYTES = 2 * OPERAND + 2 * STAGE + 2 * CELLS;
 };
+
+#define MOST_PARTS 8 /* blocks that every cluster may have */
 
 #if TPI_WGMMA
 
@@ -89,13 +91,6 @@ static __device__ __forceinline__ void to_differences(const query_cell (&rows)[2
     }
 }
 
-template <typename T>
-static __device__ __forceinline__ void as_lefts(uint32_t (&a)[COLUMNS / 16][4],
-                                                const float (&x)[COLUMNS / 8][4]) {
-#pragma unroll
-    for (int step = 0; step < COLUMNS / 16; step++) as_left<T>(a[step], x[2 * step], x[2 * step + 1]);
-}
-
 /* Begins scores of the rows and columns, and dout·vᵀ. */
 template <typename T, int D>
 static __device__ __forceinline__ void begin_columns(float (&x)[COLUMNS / 8][4], float (&y)[COLUMNS / 8][4],
@@ -126,39 +121,87 @@ add_columns(const attention_grad &p, const pass_block &w, group_sums<D, KEYS> &a
         to_probabilities<KEYS, true>(p, w.view, lane_row, c + lane_column, a.cell, lane_cells, x);
     else
         to_probabilities<KEYS, false>(p, w.view, lane_row, c + lane_column, a.cell, lane_cells, x);
-    uint32_t left[COLUMNS / 16][4], right[COLUMNS / 16][4];
-    if constexpr (KEYS) {
-        as_lefts<T>(left, x);
-        products_begin();
-        add_product<T, D, COLUMNS>(a.probabilities, left, two);
-        products_begun();
-        products_wait<1>();
-    } else {
-        products_wait<0>();
-    }
+    products_wait<0>();
     settle(y);
     if (all)
         to_differences<KEYS, true>(a.cell, lane_cells, x, y);
     else
         to_differences<KEYS, false>(a.cell, lane_cells, x, y);
-    as_lefts<T>(right, y);
+    uint32_t probabilities[COLUMNS / 16][4], differences[COLUMNS / 16][4];
+    if (KEYS) as_lefts<T>(probabilities, x);
+    as_lefts<T>(differences, y);
     products_begin();
-    add_product<T, D, COLUMNS>(a.scores, right, one);
+    if constexpr (KEYS) add_product<T, D, COLUMNS>(a.probabilities, probabilities, two);
+    add_product<T, D, COLUMNS>(a.scores, differences, one);
     products_begun();
     products_wait<0>();
     settle(a.scores);
     if constexpr (KEYS) settle(a.probabilities);
 }
 
+static __device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+static __device__ __forceinline__ float4 load_of_block(const float *at, int block) {
+    float4 x;
+    asm volatile("{\n.reg .u32 a;\nmapa.shared::cluster.u32 a, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [a];\n}"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(shared_address(at)), "r"(block)
+                 : "memory");
+    return x;
+}
+
+/* Sums [2, ROWS, D] in shared memory: features are permuted by eights, so that eight rows lie in eight
+ * different groups of banks. */
+template <int D> static __device__ __forceinline__ int sum_offset(int which, int row, int d) {
+    return (which * group_shape<D>::ROWS + row) * D + (d ^ (row & 7) << 3);
+}
+
+/* dk and dv of a group whose heads are divided among the blocks of a cluster: each lays its sums out in
+ * shared memory, and adds up its share of the elements over all blocks, in their order. */
+template <typename T, int D>
+static __device__ __forceinline__ void join_parts(const attention_grad &p, const pass_block &w, float *sums,
+                                                  int mine, const group_sums<D, true> &a) {
+    using shape = group_shape<D>;
+    constexpr int QUARTERS = 2 * shape::ROWS * D / 4;
+    static_assert(2 * shape::ROWS * D * (int)sizeof(float) <= shape::BYTES, "the sums fit");
+    const int lane = threadIdx.x & 31, part = blockIdx.x % p.parts;
+#pragma unroll
+    for (int j = 0; j < D / 8; j++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = mine - w.first + (lane >> 2) + 8 * half, d = 8 * j + 2 * (lane & 3);
+            *(float2 *)(sums + sum_offset<D>(0, row, d)) =
+                make_float2(a.scores[j][2 * half] * p.scale, a.scores[j][2 * half + 1] * p.scale);
+            *(float2 *)(sums + sum_offset<D>(1, row, d)) =
+                make_float2(a.probabilities[j][2 * half], a.probabilities[j][2 * half + 1]);
+        }
+    cluster_barrier();
+    for (int i = part * shape::THREADS + threadIdx.x; i < QUARTERS; i += p.parts * shape::THREADS) {
+        const int which = i / (QUARTERS / 2), row = i / (D / 4) % shape::ROWS, d = i % (D / 4) * 4;
+        const head_rows &to = which ? p.dv : p.dk;
+        float sum[4] = {};
+#pragma unroll 4
+        for (int block = 0; block < p.parts; block++) {
+            const float4 x = load_of_block(sums + sum_offset<D>(which, row, d), block);
+            sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
+        }
+        if (to.data && w.first + row < p.keys)
+            store4(row_at<T>(to, w.b, w.first + row, w.g) + d, to.wide, p.size - d, sum);
+    }
+    cluster_barrier(); /* the others have read this block's */
+}
+
 /* One block of a pass. */
 template <typename T, int D, bool KEYS>
-static __device__ __forceinline__ void run_pass(const attention_grad &p, int block, unsigned char *shared) {
+static __device__ __forceinline__ void run_pass(const attention_grad &p, unsigned char *shared) {
     using shape = group_shape<D>;
     const uint32_t row_one = shared_address(shared), row_two = row_one + shape::OPERAND,
                    stages = row_two + shape::OPERAND;
     const uint32_t cells_at = stages + 2 * shape::STAGE;
     const query_cell *cells = (const query_cell *)(shared + (cells_at - row_one));
-    const pass_block w = block_of<shape::ROWS, KEYS>(p, block);
+    const pass_block w = block_of<shape::ROWS, KEYS>(p);
     const int group = __shfl_sync(0xffffffffu, threadIdx.x >> 7, 0), row = w.first + 64 * group;
     const int mine = row + 16 * (threadIdx.x >> 5 & 3); /* the warp's first row */
     const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS, total = a_head * w.heads;
@@ -186,11 +229,11 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, int blo
         copies_wait<0>();
         stores_to_products();
         __syncthreads(); /* this stage is there, the other one has been read */
-        begin_columns<T, D>(x, y, row_one + group * 64 * PANEL_ROW, row_two + group * 64 * PANEL_ROW, now);
         if (i + 1 < total)
             source.fetch(p, w, next_h, next_c, stages + (stage ^ 1) * shape::STAGE,
                          cells_at + (stage ^ 1) * shape::CELLS);
         copies_begun();
+        begin_columns<T, D>(x, y, row_one + group * 64 * PANEL_ROW, row_two + group * 64 * PANEL_ROW, now);
         add_columns<T, D, KEYS>(p, w, a, x, y, now, row, c, cells + stage * COLUMNS);
         h = next_h, c = next_c;
     }
@@ -198,11 +241,9 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, int blo
     __syncthreads(); /* all tiles have been read */
     T *tile = (T *)shared + (mine - w.first) * D;
     if constexpr (KEYS) {
-        const int64_t count = p.keys * p.dk.token * p.batches;
-        float *partial = p.parts > 1 ? p.partial + block % p.parts * 2 * count : NULL;
-        store_sums<T, D>(p, p.dk, partial, tile, a.scores, p.scale, w.b, w.g, mine, p.keys);
-        store_sums<T, D>(p, p.dv, partial ? partial + count : NULL, tile, a.probabilities, 1.0f, w.b, w.g,
-                         mine, p.keys);
+        if (p.parts > 1) return join_parts<T, D>(p, w, (float *)shared, mine, a);
+        store_sums<T, D>(p, p.dk, NULL, tile, a.scores, p.scale, w.b, w.g, mine, p.keys);
+        store_sums<T, D>(p, p.dv, NULL, tile, a.probabilities, 1.0f, w.b, w.g, mine, p.keys);
     } else {
         store_sums<T, D>(p, p.dq, NULL, tile, a.scores, p.scale, w.b, w.h, mine, p.queries);
     }
@@ -210,28 +251,38 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, int blo
 
 #endif
 
-/* Both passes; they do not depend on each other. */
-template <typename T, int D>
+template <typename T, int D, bool KEYS>
 static __global__ void __launch_bounds__(group_shape<D>::THREADS, group_shape<D>::BLOCKS)
-    attention_grad_groups(const __grid_constant__ attention_grad p, int key_blocks) {
+    attention_grad_groups(const __grid_constant__ attention_grad p) {
 #if TPI_WGMMA
     extern __shared__ __align__(1024) unsigned char shared[];
-    if ((int)blockIdx.x < key_blocks)
-        run_pass<T, D, true>(p, blockIdx.x, shared);
-    else
-        run_pass<T, D, false>(p, blockIdx.x - key_blocks, shared);
+    run_pass<T, D, KEYS>(p, shared);
 #endif
 }
 
-template <typename T, int D> static void enqueue(const attention_grad &p, cudaStream_t stream) {
+template <typename T, int D, bool KEYS>
+static void enqueue_pass(const attention_grad &p, cudaStream_t stream) {
     using shape = group_shape<D>;
-    const bool keys = p.dk.data || p.dv.data, queries = p.dq.data;
-    const int64_t key_blocks = keys * tpi_div_up(p.keys, shape::ROWS) * p.batches * p.groups * p.parts;
-    const int64_t query_blocks = queries * tpi_div_up(p.queries, shape::ROWS) * p.batches * p.heads;
-    if (!(key_blocks + query_blocks)) return;
-    allow_shared((const void *)attention_grad_groups<T, D>, shape::BYTES);
-    attention_grad_groups<T, D>
-        <<<(unsigned)(key_blocks + query_blocks), shape::THREADS, shape::BYTES, stream>>>(p, (int)key_blocks);
+    const auto kernel = attention_grad_groups<T, D, KEYS>;
+    const int64_t lines = (int64_t)p.batches * (KEYS ? p.groups * p.parts : p.heads);
+    const int64_t blocks = lines * tpi_div_up(KEYS ? p.keys : p.queries, shape::ROWS);
+    if (!blocks) return;
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = KEYS ? p.parts : 1, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = (unsigned)blocks, config.blockDim = shape::THREADS,
+    config.dynamicSmemBytes = shape::BYTES;
+    config.stream = stream, config.attrs = &cluster, config.numAttrs = 1;
+    allow_shared((const void *)kernel, shape::BYTES);
+    cudaLaunchKernelEx(&config, kernel, p);
+}
+
+/* The heads of a group are cut into as many parts as a cluster may have blocks. */
+template <typename T, int D> static void enqueue(attention_grad p, cudaStream_t stream) {
+    p.parts = (int)tpi_div_up(p.share, tpi_div_up(p.share, MOST_PARTS));
+    if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, stream);
+    if (p.dq.data) enqueue_pass<T, D, false>(p, stream);
 }
 
 bool tpi_cuda_attention_grad_wgmma(const tpi_launch *launch, const attention_grad &p) {

@@ -1,4 +1,5 @@
-/* Rows of attention's operands as tiles of panels (wgmma.cuh). */
+/* Attention's operands as warp groups take them (wgmma.cuh): rows as tiles of panels, sums as left operands.
+ */
 #ifndef TAPER_BACKEND_CUDA_ATTENTION_PANELS_CUH
 #define TAPER_BACKEND_CUDA_ATTENTION_PANELS_CUH
 
@@ -41,5 +42,12 @@ template <typename T, int D, int THREADS> struct panel_rows {
         }
     }
 };
+
+/* Sums [64, 8 · J] as left operands. */
+template <typename T, int J>
+static __device__ __forceinline__ void as_lefts(uint32_t (&a)[J / 2][4], const float (&x)[J][4]) {
+#pragma unroll
+    for (int step = 0; step < J / 2; step++) as_left<T>(a[step], x[2 * step], x[2 * step + 1]);
+}
 
 #endif

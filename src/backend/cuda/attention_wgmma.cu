@@ -62,12 +62,6 @@ static __device__ __forceinline__ void soften(softmax_sums<D> &a, float (&x)[J][
     }
 }
 
-template <typename T, int J>
-static __device__ __forceinline__ void as_lefts(uint32_t (&a)[J / 2][4], const float (&x)[J][4]) {
-#pragma unroll
-    for (int step = 0; step < J / 2; step++) as_left<T>(a[step], x[2 * step], x[2 * step + 1]);
-}
-
 /* Divides by the sums and stores; t is the warp's first query. */
 template <typename T, int D>
 static __device__ __forceinline__ void finish(const attention &p, softmax_sums<D> &a, T *tile, int b, int h,
@@ -162,15 +156,15 @@ static __device__ __forceinline__ void walk(const attention &p, const query_bloc
         stores_to_products();
         __syncthreads(); /* the next keys and these values are there; the keys and values before them have
                             been read */
+        if (i + 2 < w.tiles)
+            keys.template copy<KEYS>(key_tiles + now * shape::TILE, s + KEYS, 0, w.keys.end - s - KEYS);
+        values.template copy<KEYS>(value_tiles + other * shape::TILE, s, 0, w.keys.end - s);
+        copies_begun();
         products_begin();
         multiply_transposed<T, D>(x, q, key_tiles + other * shape::TILE);
         products_begun();
         add_product<T, D, KEYS>(a.out, left, value_tiles + now * shape::TILE);
         products_begun();
-        if (i + 2 < w.tiles)
-            keys.template copy<KEYS>(key_tiles + now * shape::TILE, s + KEYS, 0, w.keys.end - s - KEYS);
-        values.template copy<KEYS>(value_tiles + other * shape::TILE, s, 0, w.keys.end - s);
-        copies_begun();
         products_wait<1>();
         settle(x);
         soften_tile(x, s, kept);

@@ -54,11 +54,11 @@ static inline tp_status tpi_cuda_launched(const tpi_launch *launch) {
 
 /* Lists of kernels, each ended by TPI_KERNELS_END; registry.c orders them: the special before the general. An
  * operation may stand in several lists. */
-extern const tpi_kernel_entry tpi_cuda_pointwise[], tpi_cuda_reduce[], tpi_cuda_sum_squares[], tpi_cuda_silu_mul_grad[], tpi_cuda_move[], tpi_cuda_index[],
-    tpi_cuda_dropout[], tpi_cuda_adamw[], tpi_cuda_softmax[], tpi_cuda_norm[], tpi_cuda_norm_grad[],
-    tpi_cuda_rope[], tpi_cuda_cross_entropy[], tpi_cuda_linear_cross_entropy[], tpi_cuda_matmul[],
-    tpi_cuda_skinny[], tpi_cuda_lora[], tpi_cuda_linear_lora[], tpi_cuda_attention[],
-    tpi_cuda_attention_grad[], tpi_cuda_attention_decode[], tpi_cuda_attention_cudnn[];
+extern const tpi_kernel_entry tpi_cuda_pointwise[], tpi_cuda_reduce[], tpi_cuda_sum_squares[],
+    tpi_cuda_silu_mul_grad[], tpi_cuda_move[], tpi_cuda_index[], tpi_cuda_dropout[], tpi_cuda_adamw[],
+    tpi_cuda_softmax[], tpi_cuda_norm[], tpi_cuda_norm_grad[], tpi_cuda_rope[], tpi_cuda_cross_entropy[],
+    tpi_cuda_linear_cross_entropy[], tpi_cuda_matmul[], tpi_cuda_skinny[], tpi_cuda_lora[],
+    tpi_cuda_linear_lora[], tpi_cuda_attention[], tpi_cuda_attention_grad[], tpi_cuda_attention_decode[];
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,5 @@
-/* What kernels are written with: numbers of any float dtype as f32, 16-byte packs, sums over warps and blocks, faults.
+/* What kernels are written with: numbers of any float dtype as f32, 16-byte packs, sums over warps and
+ * blocks, faults.
  *
  * Arithmetic is in f32, storage in the operand's dtype; a conversion rounds to nearest even. */
 #ifndef TAPER_BACKEND_CUDA_DEVICE_CUH
@@ -12,22 +13,33 @@
 
 /* ---- numbers ---- */
 
-__device__ __forceinline__ float to_f32(float x) { return x; }
-__device__ __forceinline__ float to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float to_f32(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_f32(float x) {
+    return x;
+}
+__device__ __forceinline__ float to_f32(__nv_bfloat16 x) {
+    return __bfloat162float(x);
+}
+__device__ __forceinline__ float to_f32(__half x) {
+    return __half2float(x);
+}
 
 template <typename T> __device__ __forceinline__ T from_f32(float x);
-template <> __device__ __forceinline__ float from_f32<float>(float x) { return x; }
-template <> __device__ __forceinline__ __nv_bfloat16 from_f32<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
-template <> __device__ __forceinline__ __half from_f32<__half>(float x) { return __float2half_rn(x); }
+template <> __device__ __forceinline__ float from_f32<float>(float x) {
+    return x;
+}
+template <> __device__ __forceinline__ __nv_bfloat16 from_f32<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+template <> __device__ __forceinline__ __half from_f32<__half>(float x) {
+    return __float2half_rn(x);
+}
 
 /* N elements that are loaded and stored at once; aligned to N · sizeof(T), at most 16 bytes. */
-template <typename T, int N> struct alignas(sizeof(T) * N) pack {
-    T at[N];
-};
+template <typename T, int N> struct alignas(sizeof(T) * N) pack { T at[N]; };
 template <typename T> constexpr int pack_size = 16 / (int)sizeof(T);
 
-/* Calls `body` with T bound to the C++ type of a float dtype: TPI_FLOAT_DTYPE(dtype, T, { kernel<T><<<...>>>(...); }) */
+/* Calls `body` with T bound to the C++ type of a float dtype: TPI_FLOAT_DTYPE(dtype, T, {
+ * kernel<T><<<...>>>(...); }) */
 #define TPI_FLOAT_DTYPE(dtype, T, ...)                                                                       \
     do {                                                                                                     \
         if ((dtype) == TP_F32) {                                                                             \
@@ -46,7 +58,9 @@ static inline bool tpi_is_float(const tpi_operand *operand) {
     return operand->dtype == TP_F32 || operand->dtype == TP_BF16 || operand->dtype == TP_F16;
 }
 
-static inline int64_t tpi_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t tpi_div_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
 
 /* ---- sums and maxima ---- */
 
@@ -85,7 +99,8 @@ template <typename Op> __device__ __forceinline__ float block_reduce(float x, fl
 
 /* Records the first fault of a run. */
 __device__ __forceinline__ void report_fault(tpi_cuda_fault *fault, int op, long long got, long long size) {
-    if (atomicCAS(&fault->status, 0, (int)TP_EINVAL) == 0) fault->op = op, fault->got = got, fault->size = size;
+    if (atomicCAS(&fault->status, 0, (int)TP_EINVAL) == 0)
+        fault->op = op, fault->got = got, fault->size = size;
 }
 
 /* Whether an earlier kernel of the run found a fault: state must not be written then. */

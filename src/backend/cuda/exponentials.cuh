@@ -53,7 +53,9 @@ struct running_sum {
     }
 
     /* The sum against a larger one. */
-    __device__ __forceinline__ float against(float high) const { return sum * expf(top - shift_of(high)); }
+    __device__ __forceinline__ float against(float high) const {
+        return sum * expf(top - shift_of(high));
+    }
 };
 
 #endif

@@ -1,5 +1,5 @@
-/* Vectors over the features of a row, weights and biases, of any float dtype: it is known at run time, so that
- * one kernel serves them all. */
+/* Vectors over the features of a row, weights and biases, of any float dtype: it is known at run time, so
+ * that one kernel serves them all. */
 #ifndef TAPER_BACKEND_CUDA_FEATURES_CUH
 #define TAPER_BACKEND_CUDA_FEATURES_CUH
 
@@ -15,7 +15,8 @@ static inline features features_in(const tpi_launch *launch, int k) {
     return {tpi_in(launch, k), tpi_in_operand(launch->step, k)->dtype};
 }
 
-/* Elements i ... i+VEC-1, all of which lie in one access or two; `absent` where there is no vector. */
+/* Elements i ... i+VEC-1 in accesses of at most 16 bytes; `absent` where there is no vector. Both 16-bit
+ * dtypes go one way and are told apart element by element: that is less code than two ways. */
 template <int VEC>
 __device__ __forceinline__ void read(const features &f, int i, float absent, float (&out)[VEC]) {
     if (!f.data) {

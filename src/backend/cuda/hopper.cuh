@@ -1,9 +1,9 @@
 /* Hopper's own instructions: bulk tensor copies that arrive at mbarriers, and wgmma.
  *
- * Everything is bf16 tiles with rows of 128 bytes (64 elements) in the 128-byte swizzle, at addresses that are
- * multiples of 1024: a copy writes it, wgmma's descriptors name it. Within wgmma's sums a thread of a warpgroup
- * (4 warps; lane = 4g + t) holds of warp w's rows 16w ... 16w + 15 and of each tile of 8 columns: rows g
- * (0, 1) and g + 8 (2, 3), columns 2t (0, 2) and 2t + 1 (1, 3).
+ * Everything is bf16 tiles with rows of 128 bytes (64 elements) in the 128-byte swizzle, at addresses that
+ * are multiples of 1024: a copy writes it, wgmma's descriptors name it. Within wgmma's sums a thread of a
+ * warpgroup (4 warps; lane = 4g + t) holds of warp w's rows 16w ... 16w + 15 and of each tile of 8 columns:
+ * rows g (0, 1) and g + 8 (2, 3), columns 2t (0, 2) and 2t + 1 (1, 3).
  *
  * To be used where __CUDA_ARCH_FEAT_SM90_ALL is defined. */
 #ifndef TAPER_BACKEND_CUDA_HOPPER_CUH
@@ -39,6 +39,11 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier, int to) {
                  : "memory");
 }
 
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* Waits for the end of the phase of this parity. */
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     uint32_t done;
     do {
@@ -148,21 +153,25 @@ template <int N> __device__ __forceinline__ void settle(float (&sum)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
-#define WGMMA_8(i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
-                    "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define WGMMA_32(i) WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
+#define WGMMA_8(i)                                                                                           \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),              \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WGMMA_32(i)    WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
 #define WGMMA_NAMES_8  "%0, %1, %2, %3, %4, %5, %6, %7"
 #define WGMMA_NAMES_16 WGMMA_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define WGMMA_NAMES_32                                                                                       \
+    WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WGMMA_NAMES_64                                                                                       \
-    WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "      \
-                   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "        \
+    WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "      \
                    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_NAMES_128                                                                                      \
+#define WGMMA_NAMES_112                                                                                      \
     WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "      \
                    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "        \
                    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "        \
-                   "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "    \
-                   "%124, %125, %126, %127"
+                   "%110, %111"
+#define WGMMA_NAMES_128                                                                                      \
+    WGMMA_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "             \
+                    "%124, %125, %126, %127"
 #define WGMMA(n, names, a_name, b_name, keep_name, outer_name, ...)                                          \
     asm volatile("{\n"                                                                                       \
                  ".reg .pred keep;\n"                                                                        \
@@ -173,19 +182,24 @@ template <int N> __device__ __forceinline__ void settle(float (&sum)[N]) {
                  : __VA_ARGS__                                                                               \
                  : "l"(a), "l"(b), "r"((int)keep), "n"((int)OUTER_B))
 
-/* d ← a · b, + d if `keep`, of 64 × 16 and 16 × N; d has N / 2 numbers a thread. OUTER_B: b's descriptor is an
- * outer one. */
-template <bool OUTER_B>
-__device__ __forceinline__ void wgmma(float (&d)[8], uint64_t a, uint64_t b, bool keep) {
-    WGMMA("16", WGMMA_NAMES_8, "%8", "%9", "%10", "%11", WGMMA_8(0));
-}
+/* d ← a · b, + d if `keep`, of 64 × 16 and 16 × N; d has N / 2 numbers a thread. OUTER_B: b's descriptor is
+ * an outer one. */
 template <bool OUTER_B>
 __device__ __forceinline__ void wgmma(float (&d)[16], uint64_t a, uint64_t b, bool keep) {
     WGMMA("32", WGMMA_NAMES_16, "%16", "%17", "%18", "%19", WGMMA_8(0), WGMMA_8(8));
 }
 template <bool OUTER_B>
+__device__ __forceinline__ void wgmma(float (&d)[32], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("64", WGMMA_NAMES_32, "%32", "%33", "%34", "%35", WGMMA_32(0));
+}
+template <bool OUTER_B>
 __device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, bool keep) {
     WGMMA("128", WGMMA_NAMES_64, "%64", "%65", "%66", "%67", WGMMA_32(0), WGMMA_32(32));
+}
+template <bool OUTER_B>
+__device__ __forceinline__ void wgmma(float (&d)[112], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("224", WGMMA_NAMES_112, "%112", "%113", "%114", "%115", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64),
+          WGMMA_8(96), WGMMA_8(104));
 }
 template <bool OUTER_B>
 __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool keep) {
@@ -197,7 +211,9 @@ __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, b
 #undef WGMMA_32
 #undef WGMMA_NAMES_8
 #undef WGMMA_NAMES_16
+#undef WGMMA_NAMES_32
 #undef WGMMA_NAMES_64
+#undef WGMMA_NAMES_112
 #undef WGMMA_NAMES_128
 #undef WGMMA
 

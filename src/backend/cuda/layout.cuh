@@ -101,10 +101,21 @@ __device__ __forceinline__ void locate(const layout<N> &l, uint64_t i, int64_t (
     for (int k = 0; k < N; k++) offset[k] += (int64_t)i * l.stride[d][k];
 }
 
+/* For operand k alone. */
+template <int N> __device__ __forceinline__ int64_t locate(const layout<N> &l, uint64_t i, int k) {
+    int64_t offset = 0;
+    int d = 0;
+#pragma unroll 1
+    for (; d < l.rank - 1; d++) {
+        const uint64_t rest = quotient(i, l.size[d]);
+        offset += (int64_t)(i - rest * l.size[d].size) * l.stride[d][k];
+        i = rest;
+    }
+    return offset + (int64_t)i * l.stride[d][k];
+}
+
 __device__ __forceinline__ int64_t locate(const layout<1> &l, uint64_t i) {
-    int64_t offset[1];
-    locate(l, i, offset);
-    return offset[0];
+    return locate(l, i, 0);
 }
 
 static inline int64_t dtype_bytes(int dtype) {

@@ -21,14 +21,10 @@ typedef struct library {
 #define TPI_NAME(name) #name,
 static const char *const cublaslt_files[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
 static const char *const cublaslt_names[] = {TPI_CUBLASLT_FUNCTIONS(TPI_NAME) NULL};
-static const char *const cudnn_files[] = {"libcudnn.so.9", NULL};
-static const char *const cudnn_names[] = {TPI_CUDNN_FUNCTIONS(TPI_NAME) NULL};
 #undef TPI_NAME
 
 static tpi_cublaslt_api cublaslt_table;
-static tpi_cudnn_api cudnn_table;
 static library cublaslt = {cublaslt_files, cublaslt_names, &cublaslt_table, false, ""};
-static library cudnn = {cudnn_files, cudnn_names, &cudnn_table, false, ""};
 
 /* The first file that opens; keeps the loader's words about the first that does not. */
 static void *open_any(library *lib) {
@@ -60,9 +56,6 @@ static void load(library *lib) {
 static void load_cublaslt(void) {
     load(&cublaslt);
 }
-static void load_cudnn(void) {
-    load(&cudnn);
-}
 
 const tpi_cublaslt_api *tpi_cublaslt(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -70,24 +63,12 @@ const tpi_cublaslt_api *tpi_cublaslt(void) {
     return cublaslt.complete ? &cublaslt_table : NULL;
 }
 
-const tpi_cudnn_api *tpi_cudnn(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, load_cudnn);
-    return cudnn.complete ? &cudnn_table : NULL;
-}
-
 bool tpi_cublaslt_available(void) {
     return tpi_cublaslt() != NULL;
-}
-bool tpi_cudnn_available(void) {
-    return tpi_cudnn() != NULL;
 }
 
 tp_status tpi_cublaslt_require(void) {
     return tpi_cublaslt() ? TP_OK : tpi_fail(TP_EUNSUPPORTED, "cuBLASLt: %s", cublaslt.trouble);
-}
-tp_status tpi_cudnn_require(void) {
-    return tpi_cudnn() ? TP_OK : tpi_fail(TP_EUNSUPPORTED, "cuDNN: %s", cudnn.trouble);
 }
 
 /* ---- of one device ---- */
@@ -120,7 +101,6 @@ void tpi_cuda_libraries_destroy(tpi_cuda_libraries *libraries) {
             next = plan->next;
             destroy_plan(plan);
         }
-    if (libraries->cudnn) tpi_cudnn()->cudnnDestroy(libraries->cudnn);
     if (libraries->cublaslt) tpi_cublaslt()->cublasLtDestroy(libraries->cublaslt);
     pthread_mutex_destroy(&libraries->lock);
     tpi_free(libraries);
@@ -158,17 +138,5 @@ tp_status tpi_cuda_plan_of(const tpi_launch *launch, tpi_cuda_plan_maker make, c
     (*out)->key = copy;
     (*out)->next = *chain;
     *chain = *out;
-    return TP_OK;
-}
-
-tp_status tpi_cudnn_handle(const tpi_launch *launch, cudnnHandle_t *out) {
-    tpi_cuda *cuda = tpi_cuda_of(launch);
-    const tpi_cudnn_api *api = tpi_cudnn();
-    if (!api) return tpi_cudnn_require();
-    cudnnHandle_t *handle = &cuda->libraries->cudnn;
-    cudnnStatus_t got = *handle ? CUDNN_STATUS_SUCCESS : api->cudnnCreate(handle);
-    if (got == CUDNN_STATUS_SUCCESS) got = api->cudnnSetStream(*handle, cuda->stream);
-    if (got != CUDNN_STATUS_SUCCESS) return tpi_fail(TP_EDEVICE, "cuDNN: %s", api->cudnnGetErrorString(got));
-    *out = *handle;
     return TP_OK;
 }

@@ -11,11 +11,10 @@
 #include "backend/cuda/cuda.h"
 
 #include <cublasLt.h>
-#include <cudnn.h>
 #include <pthread.h>
 
-/* ---- tables: a member is called as the function that it points to: tpi_cudnn()->cudnnCreate(&handle) ----
- */
+/* ---- a table: a member is called as the function that it points to: tpi_cublaslt()->cublasLtCreate(&handle)
+ * ---- */
 
 #define TPI_CUBLASLT_FUNCTIONS(X)                                                                            \
     X(cublasLtCreate)                                                                                        \
@@ -33,39 +32,19 @@
     X(cublasLtMatrixLayoutDestroy)                                                                           \
     X(cublasLtMatrixLayoutSetAttribute)
 
-#define TPI_CUDNN_FUNCTIONS(X)                                                                               \
-    X(cudnnCreate)                                                                                           \
-    X(cudnnDestroy)                                                                                          \
-    X(cudnnSetStream)                                                                                        \
-    X(cudnnGetErrorString)                                                                                   \
-    X(cudnnGetLastErrorString)                                                                               \
-    X(cudnnGetVersion)                                                                                       \
-    X(cudnnBackendCreateDescriptor)                                                                          \
-    X(cudnnBackendDestroyDescriptor)                                                                         \
-    X(cudnnBackendFinalize)                                                                                  \
-    X(cudnnBackendSetAttribute)                                                                              \
-    X(cudnnBackendGetAttribute)                                                                              \
-    X(cudnnBackendExecute)
-
 #define TPI_MEMBER(name) __typeof__(name) *name;
 typedef struct tpi_cublaslt_api {
     TPI_CUBLASLT_FUNCTIONS(TPI_MEMBER)
 } tpi_cublaslt_api;
-typedef struct tpi_cudnn_api {
-    TPI_CUDNN_FUNCTIONS(TPI_MEMBER)
-} tpi_cudnn_api;
 #undef TPI_MEMBER
 
 /* NULL if the library, or a function of it, is not there. */
 const tpi_cublaslt_api *tpi_cublaslt(void);
-const tpi_cudnn_api *tpi_cudnn(void);
 
 bool tpi_cublaslt_available(void);
-bool tpi_cudnn_available(void);
 
 /* TP_OK, or TP_EUNSUPPORTED with the loader's own words. */
 tp_status tpi_cublaslt_require(void);
-tp_status tpi_cudnn_require(void);
 
 /* ---- of one device ---- */
 
@@ -87,7 +66,6 @@ typedef tp_status (*tpi_cuda_plan_maker)(const tpi_launch *launch, const void *k
 struct tpi_cuda_libraries {
     pthread_mutex_t lock;      /* guards all that follows, and plans in use */
     cublasLtHandle_t cublaslt; /* NULL: the library is missing */
-    cudnnHandle_t cudnn;       /* made at first use */
     tpi_cuda_plan *plans[TPI_CUDA_PLAN_CHAINS];
 };
 
@@ -99,8 +77,5 @@ void tpi_cuda_libraries_destroy(tpi_cuda_libraries *libraries);
  * makers are different. A plan lives as long as the device. The caller holds the lock. */
 tp_status tpi_cuda_plan_of(const tpi_launch *launch, tpi_cuda_plan_maker make, const void *key,
                            size_t key_bytes, tpi_cuda_plan **out);
-
-/* The device's cuDNN handle on its stream. The caller holds the lock. */
-tp_status tpi_cudnn_handle(const tpi_launch *launch, cudnnHandle_t *out);
 
 #endif

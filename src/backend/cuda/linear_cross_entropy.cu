@@ -16,7 +16,7 @@ enum { H, W, LABELS, LSE, DLOSS }; /* inputs; the last two of the gradient alone
 enum { LOSSES, LSES, SLOPE };      /* outputs of the forward pass; slope: d loss / d h */
 
 constexpr int64_t BLOCK = 4096;            /* most rows at a time */
-constexpr int64_t AREA = (int64_t)1 << 24; /* most logits at a time: 64 MiB; 16-bit exponentials: 32 */
+constexpr int64_t AREA = (int64_t)1 << 25; /* most logits at a time: 128 MiB */
 constexpr int VEC = 4, PACKS = 4, THREADS = 1024;
 constexpr int64_t WIDEST = VEC * PACKS * THREADS; /* slice: a block's registers hold a row of it */
 
@@ -37,9 +37,10 @@ struct matrix {
 struct loss_plan {
     int64_t rows, features, vocabulary;
     int64_t block, slice; /* rows and columns of logits at a time; the slice is their row length too */
+    int64_t pitch;        /* from a row of exponentials, which lie over the logits, to the next */
     tp_dtype type;        /* of the products' operands */
     bool slope, converts_h, converts_w;
-    size_t logits, exponentials, h, w, state, bytes; /* places in scratch, after the products' workspace */
+    size_t logits, h, w, state, bytes; /* places in scratch, after the products' workspace */
 };
 
 /* The operands' own dtype where they agree; but f16 has no room for what becomes the gradient by w, which has
@@ -77,9 +78,8 @@ loss_plan plan_of(const tpi_step *step) {
     plan.slope = !grad && !(step->optional_missing >> SLOPE & 1) && plan.features > 0;
     plan.converts_h = h->dtype != plan.type, plan.converts_w = w->dtype != plan.type;
     plan.bytes = TPI_PRODUCT_WORKSPACE;
-    plan.logits = plan.exponentials = take(&plan, plan.block * plan.slice, sizeof(float));
-    if (plan.type != TP_F32 && (plan.slope || grad))
-        plan.exponentials = take(&plan, plan.block * plan.slice, 2);
+    plan.logits = take(&plan, plan.block * plan.slice, sizeof(float));
+    plan.pitch = plan.slice * 4 / size_of(plan.type);
     if (plan.converts_h) plan.h = take(&plan, plan.block * plan.features, sizeof(float));
     if (plan.converts_w) plan.w = take(&plan, plan.slice * plan.features, sizeof(float));
     if (!grad) plan.state = take(&plan, 3 * plan.block, sizeof(float));
@@ -97,7 +97,7 @@ struct slice_args {
     const int32_t *labels; /* of the block's first row */
     int64_t ignore, vocabulary;
     const float *logits;
-    int64_t ld;               /* from a row of logits, and of exponentials, to the next */
+    int64_t ld, pitch;        /* from a row of logits to the next; of exponentials, in their elements */
     int column, columns;      /* the slice's first one, and how many */
     float *top, *total, *own; /* of each row: the reference, Σ exp(logit - reference), the label's logit */
     float *slope;             /* NULL: not wanted */
@@ -134,7 +134,7 @@ __device__ __forceinline__ void write_row(E *out, const slice_args &args, const 
         pack<E, VEC> values;
 #pragma unroll
         for (int j = 0; j < VEC; j++) values.at[j] = from_f32<E>(e[p][j]);
-        if (i < args.columns) *reinterpret_cast<pack<E, VEC> *>(out + blockIdx.x * args.ld + i) = values;
+        if (i < args.columns) *reinterpret_cast<pack<E, VEC> *>(out + blockIdx.x * args.pitch + i) = values;
     }
 }
 
@@ -144,7 +144,8 @@ __device__ __forceinline__ float renewed(float reference, float top) {
 }
 
 /* exp(logit - reference) of a row, and 0 for its label, whose share of the gradient joins at the end. Rows
- * that do not count are zeros. `out` is NULL or where the exponentials go, maybe over the logits. */
+ * that do not count are zeros. `out` is NULL or where the exponentials go, over the logits: the block has
+ * read the row before it writes. */
 template <typename E>
 __global__ void __launch_bounds__(THREADS) take_exponentials(const slice_args args, E *out) {
     __shared__ float cells[33];
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(256)
             live ? slope[i] * scale + known * to_f32(w[i * feature_stride + label * label_stride]) : 0.0f;
 }
 
-/* (p - onehot(label))·dloss of a row, maybe over its logits. */
+/* (p - onehot(label))·dloss of a row, over its logits. */
 template <typename E>
 __global__ void __launch_bounds__(THREADS) take_gradients(const slice_args args, E *out) {
     const int64_t row = blockIdx.x, label = args.labels[row];
@@ -228,6 +229,7 @@ __global__ void __launch_bounds__(THREADS) take_gradients(const slice_args args,
                 if ((int)(threadIdx.x + p * blockDim.x) * VEC + j == own) e[p][j] = expm1f(x) * dloss;
             }
     }
+    __syncthreads(); /* the row has been read */
     write_row(out, args, e);
 }
 
@@ -320,19 +322,19 @@ tp_status slice_logits(const work &job) {
 /* slope += exponentials · wᵀ */
 tp_status add_slope(const work &job, float *slope) {
     tpi_product product = product_of(job, job.rows, job.plan.features, job.columns);
-    product.lda = job.plan.slice, product.ldb = job.w_slice.ld, product.ldc = job.plan.features;
+    product.lda = job.plan.pitch, product.ldb = job.w_slice.ld, product.ldc = job.plan.features;
     product.b_transposed = !job.w_slice.transposed;
     product.beta = job.column ? 1.0f : 0.0f;
-    return run_product(job, product, job.at(job.plan.exponentials), job.w_slice.data, slope);
+    return run_product(job, product, job.at(job.plan.logits), job.w_slice.data, slope);
 }
 
 /* dw += hᵀ · gradients */
 tp_status add_weight_gradient(const work &job, float *dw) {
     tpi_product product = product_of(job, job.plan.features, job.columns, job.rows);
-    product.lda = job.plan.features, product.ldb = job.plan.slice, product.ldc = job.plan.vocabulary;
+    product.lda = job.plan.features, product.ldb = job.plan.pitch, product.ldc = job.plan.vocabulary;
     product.a_transposed = true;
     product.beta = job.row ? 1.0f : 0.0f;
-    return run_product(job, product, job.h, job.at(job.plan.exponentials), dw + job.column);
+    return run_product(job, product, job.h, job.at(job.plan.logits), dw + job.column);
 }
 
 slice_args args_of(const work &job) {
@@ -341,7 +343,7 @@ slice_args args_of(const work &job) {
     args.labels = static_cast<const int32_t *>(tpi_in(job.launch, LABELS)) + job.row;
     args.ignore = static_cast<const tpi_attr_ignore *>(step->attr)->ignore;
     args.vocabulary = job.plan.vocabulary;
-    args.logits = job.logits(), args.ld = job.plan.slice;
+    args.logits = job.logits(), args.ld = job.plan.slice, args.pitch = job.plan.pitch;
     args.column = (int)job.column, args.columns = (int)job.columns;
     args.features = (int)job.plan.features;
     if (step->op == TPI_LINEAR_CROSS_ENTROPY_GRAD) {
@@ -365,7 +367,7 @@ tp_status forward_slice(const work &job) {
     const slice_args args = args_of(job);
     TPI_TRY(slice_logits(job));
     TPI_FLOAT_DTYPE(job.plan.type, E, {
-        E *out = args.slope ? reinterpret_cast<E *>(job.at(job.plan.exponentials)) : NULL;
+        E *out = args.slope ? reinterpret_cast<E *>(job.at(job.plan.logits)) : NULL;
         take_exponentials<E><<<(unsigned)job.rows, threads_of(job), 0, job.stream>>>(args, out);
     });
     return args.slope ? add_slope(job, args.slope) : TP_OK;
@@ -398,7 +400,7 @@ tp_status linear_cross_entropy(const tpi_launch *launch) {
 tp_status gradient_slice(const work &job) {
     TPI_TRY(slice_logits(job));
     TPI_FLOAT_DTYPE(job.plan.type, E, {
-        E *out = reinterpret_cast<E *>(job.at(job.plan.exponentials));
+        E *out = reinterpret_cast<E *>(job.at(job.plan.logits));
         if (job.rows > 0)
             take_gradients<E><<<(unsigned)job.rows, threads_of(job), 0, job.stream>>>(args_of(job), out);
     });

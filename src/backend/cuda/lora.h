@@ -27,7 +27,8 @@ tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *la
 tp_status tpi_cuda_thin_matmul(const tpi_launch *launch);
 bool tpi_cuda_thin_matmul_accepts(const tpi_step *step);
 
-/* y = scale · x · a with x the step's input 0 and a its input `a_in`: that kernel where it fits, else the plain one. */
+/* y = scale · x · a with x the step's input 0 and a its input `a_in`: that kernel where it fits, else the
+ * plain one. */
 tp_status tpi_cuda_thin_product(const tpi_launch *launch, const tpi_matrix *x, int a_in, const tpi_matrix *a,
                                 float scale, void *y, tp_dtype y_type);
 

@@ -1,7 +1,7 @@
-/* rms_norm (Zhang and Sennrich 2019), add_rms_norm and layer_norm (Ba et al. 2016) over the last dimension:
- * one kernel, since a row's way is the same: it is read once, stays in registers between its statistics and
- * its result, and is written once. What a step asks for is known at run time: that is free beside the memory.
- */
+/* rms_norm (Zhang and Sennrich 2019), add_rms_norm and layer_norm (Ba et al. 2016) over the last dimension: a
+ * row is read once, stays in registers between its statistics and its result, and is written once. In what
+ * the norms of one input differ is known at run time, which costs nothing beside the memory; a second input
+ * would cost all of them registers, and has a kernel of its own. */
 #include "backend/cuda/features.cuh"
 #include "backend/cuda/row.cuh"
 
@@ -25,18 +25,18 @@ __device__ __forceinline__ pack<T, VEC> add(const pack<T, VEC> &a, const pack<T,
     return sum;
 }
 
-template <typename T, int VEC, int PACKS>
+template <bool ADD, typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
     using values = pack<T, VEC>;
     __shared__ float cells[33];
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
     row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
-    const row_packs<T, VEC, PACKS> other(static_cast<const T *>(args.other) + first, args.other ? packs : 0);
+    const row_packs<T, VEC, PACKS> other(static_cast<const T *>(args.other) + first, ADD ? packs : 0);
     const auto value = [&](int p, int i) {
-        return PACKS == 0 && args.other ? add(x.get(p, i), other.get(p, i)) : x.get(p, i);
+        return ADD && PACKS == 0 ? add(x.get(p, i), other.get(p, i)) : x.get(p, i);
     };
-    if (args.other) {
+    if constexpr (ADD) {
         values *sum = args.sum ? reinterpret_cast<values *>(static_cast<T *>(args.sum) + first) : nullptr;
         each_pack<PACKS>(packs, [&](int p, int i) {
             const values s = add(x.get(p, i), other.get(p, i));
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
         });
     }
     float mean = 0.0f, squares = 0.0f;
-    if (args.centred) {
+    if (!ADD && args.centred) {
         each_pack<PACKS>(packs, [&](int p, int i) {
             const values v = value(p, i);
 #pragma unroll
@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
     values *y = reinterpret_cast<values *>(static_cast<T *>(args.y) + first);
     each_pack<PACKS>(packs, [&](int p, int i) {
         const values v = value(p, i);
-        float weight[VEC], bias[VEC];
+        float weight[VEC], bias[VEC] = {};
         values out;
         read(args.weight, i * VEC, 1.0f, weight);
-        read(args.bias, i * VEC, 0.0f, bias);
+        if (!ADD && args.bias.data) read(args.bias, i * VEC, 0.0f, bias);
 #pragma unroll
         for (int j = 0; j < VEC; j++)
             out.at[j] = from_f32<T>((to_f32(v.at[j]) - mean) * r * weight[j] + bias[j]);
@@ -75,15 +75,15 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
 
 /* ---- steps ---- */
 
-tp_status norm(const tpi_launch *launch) {
+template <bool ADD> tp_status norm(const tpi_launch *launch) {
+    constexpr int vectors = ADD ? 2 : 1; /* the input with the weight */
     const tpi_step *step = launch->step;
     const tpi_operand *x = tpi_in_operand(step, 0);
     const tpi_cuda *cuda = tpi_cuda_of(launch);
-    const int vectors = step->op == TPI_ADD_RMS_NORM ? 2 : 1; /* the input with the weight */
     if (x->count == 0) return TP_OK;
     norm_args args = {};
     args.x = tpi_in(launch, 0), args.y = tpi_out(launch, 0);
-    if (vectors == 2) args.other = tpi_in(launch, 1), args.sum = tpi_out(launch, 1);
+    if (ADD) args.other = tpi_in(launch, 1), args.sum = tpi_out(launch, 1);
     args.weight = features_in(launch, vectors), args.bias = features_in(launch, vectors + 1);
     args.n = x->shape[x->rank - 1], args.rows = x->count / args.n;
     args.eps = (float)static_cast<const tpi_attr_norm *>(step->attr)->eps;
@@ -92,7 +92,7 @@ tp_status norm(const tpi_launch *launch) {
                            (uintptr_t)args.sum | (uintptr_t)args.weight.data | (uintptr_t)args.bias.data;
     TPI_FLOAT_DTYPE(x->dtype, T, {
         with_rows<T>(cuda, args.rows, args.n, bits, [&](const row_layout &rows, auto vec, auto held) {
-            norm_rows<T, vec(), held()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
+            norm_rows<ADD, T, vec(), held()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
         });
     });
     return tpi_cuda_launched(launch);
@@ -115,8 +115,8 @@ bool accepts(const tpi_step *step) {
 } // namespace
 
 extern "C" const tpi_kernel_entry tpi_cuda_norm[] = {
-    {TPI_RMS_NORM, {"cuda", norm, accepts, NULL}},
-    {TPI_ADD_RMS_NORM, {"cuda", norm, accepts, NULL}},
-    {TPI_LAYER_NORM, {"cuda", norm, accepts, NULL}},
+    {TPI_RMS_NORM, {"cuda", norm<false>, accepts, NULL}},
+    {TPI_ADD_RMS_NORM, {"cuda", norm<true>, accepts, NULL}},
+    {TPI_LAYER_NORM, {"cuda", norm<false>, accepts, NULL}},
     TPI_KERNELS_END,
 };

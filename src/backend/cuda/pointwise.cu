@@ -1,8 +1,10 @@
-/* Pointwise operations whose operands are of one dtype: a kernel for each, 16 bytes an access.
+/* Pointwise operations on floats of one dtype, casts between float dtypes, and arithmetic of whole numbers.
  *
- * A thread takes two packs of elements, all loads first. An operand may be broadcast in any way that leaves
- * the innermost dimension whole: a row, a column, a scalar. What lies otherwise (odd sizes, strange
- * alignment, mixed dtypes) is a chain of one operation: see pointwise_chain.cu. */
+ * A kernel serves all operations with as many inputs: which it is, a switch says that all threads take the
+ * same way. A thread takes eight elements, 16 bytes an access, all loads first. An operand may be
+ * broadcast in any way that leaves the innermost dimension whole: a row, a column, a scalar. What lies
+ * otherwise (odd sizes, strange alignment, mixed dtypes, truths) is a chain of one operation: see
+ * pointwise_chain.cu. */
 #include "backend/cuda/layout.cuh"
 #include "backend/cuda/pointwise_chain.h"
 #include "backend/cuda/pointwise_ops.cuh"
@@ -12,31 +14,18 @@
 
 namespace {
 
-#define THREADS 128
-#define PACKS   2 /* a thread */
+#define THREADS  128
+#define ELEMENTS 8 /* a thread, which are one pack or two */
 
-/* ---- the kernel ---- */
+struct arguments {
+    layout<2> at;
+    const void *x[2];
+    void *y;
+    float s;
+    int op, how;
+};
 
-/* Numbers that an operation on T computes with: integer sums and products wrap. */
-template <int OP, typename T> struct arithmetic { using number = float; };
-template <int OP> struct arithmetic<OP, int32_t> { using number = uint32_t; };
-template <> struct arithmetic<TPI_MINIMUM, int32_t> { using number = int32_t; };
-template <> struct arithmetic<TPI_MAXIMUM, int32_t> { using number = int32_t; };
-template <> struct arithmetic<TPI_COMPARE, int32_t> { using number = int32_t; };
-
-template <typename C, typename T> __device__ __forceinline__ C number_of(T x) {
-    if constexpr (std::is_same_v<C, float>)
-        return to_f32(x);
-    else
-        return (C)x;
-}
-
-template <typename T, typename C> __device__ __forceinline__ T stored(C x) {
-    if constexpr (std::is_same_v<C, float>)
-        return from_f32<T>(x);
-    else
-        return (T)x;
-}
+/* ---- floats ---- */
 
 template <typename T, int V> __device__ __forceinline__ pack<T, V> fetch(const T *from, int64_t stride) {
     pack<T, V> p;
@@ -47,63 +36,97 @@ template <typename T, int V> __device__ __forceinline__ pack<T, V> fetch(const T
     return p;
 }
 
-/* A is the dtype of the first input, B of the others, Y of the output. */
-template <int OP, typename A, typename B, typename Y, int V>
-__global__ void __launch_bounds__(THREADS) pointwise_packs(const __grid_constant__ layout<3> at, const A *a,
-                                                           const B *b, const B *c, Y *y, float s, int how) {
-    using number = typename arithmetic<OP, A>::number;
-    constexpr int arity = formula<OP>::arity;
+/* Y is T, but in a cast. */
+template <int ARITY, typename T, typename Y>
+__global__ void __launch_bounds__(THREADS) pointwise_packs(const __grid_constant__ arguments g) {
+    constexpr int V = pack_size<std::conditional_t<(sizeof(T) > sizeof(Y)), T, Y>>, PACKS = ELEMENTS / V;
     const int64_t first = ((int64_t)blockIdx.x * PACKS * THREADS + threadIdx.x) * V;
-    pack<A, V> x0[PACKS];
-    pack<B, V> x1[PACKS], x2[PACKS];
+    pack<T, V> in[ARITY][PACKS] = {};
+    float x[2][ELEMENTS] = {}, r[ELEMENTS] = {};
 #pragma unroll
-    for (int p = 0; p < PACKS; p++) {
-        const int64_t i = first + p * THREADS * V;
-        int64_t offset[3];
-        if (i >= at.count) break;
-        locate(at, (uint64_t)i, offset);
-        x0[p] = fetch<A, V>(a + offset[0], at.stride[0][0]);
-        if constexpr (arity > 1) x1[p] = fetch<B, V>(b + offset[1], at.stride[0][1]);
-        if constexpr (arity > 2) x2[p] = fetch<B, V>(c + offset[2], at.stride[0][2]);
-    }
+    for (int k = 0; k < ARITY; k++)
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int64_t i = first + p * THREADS * V;
+            if (i < g.at.count)
+                in[k][p] = fetch<T, V>((const T *)g.x[k] + locate(g.at, (uint64_t)i, k), g.at.stride[0][k]);
+        }
+#pragma unroll
+    for (int k = 0; k < ARITY; k++)
+#pragma unroll
+        for (int j = 0; j < ELEMENTS; j++) x[k][j] = to_f32(in[k][j / V].at[j % V]);
+    if constexpr (std::is_same_v<T, Y>) evaluate<ARITY>(g.op, x[0], x[1], x[1], g.s, g.how, r);
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
         const int64_t i = first + p * THREADS * V;
         pack<Y, V> result;
-        if (i >= at.count) break;
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-            const number u = number_of<number>(x0[p].at[j]);
-            const number v = arity > 1 ? number_of<number>(x1[p].at[j]) : number(0);
-            const number w = arity > 2 ? number_of<number>(x2[p].at[j]) : number(0);
-            result.at[j] = stored<Y>(formula<OP>::template of<number>(u, v, w, s, how));
-        }
-        *(pack<Y, V> *)(y + i) = result;
+        for (int j = 0; j < V; j++)
+            result.at[j] = from_f32<Y>(std::is_same_v<T, Y> ? r[p * V + j] : x[0][p * V + j]);
+        if (i < g.at.count) *(pack<Y, V> *)((Y *)g.y + i) = result;
     }
+}
+
+template <int ARITY, typename T, typename Y> tp_status start(const tpi_launch *launch, const arguments &g) {
+    const unsigned blocks = (unsigned)tpi_div_up(g.at.count, THREADS * ELEMENTS);
+    pointwise_packs<ARITY, T, Y><<<blocks, THREADS, 0, tpi_cuda_of(launch)->stream>>>(g);
+    return tpi_cuda_launched(launch);
+}
+
+tp_status start_floats(const tpi_launch *launch, const arguments &g) {
+    const int dtype = launch->step->operands[0].dtype;
+    if (launch->step->op == TPI_CAST)
+        TPI_FLOAT_DTYPE(dtype, T, {
+            TPI_FLOAT_DTYPE(tpi_out_operand(launch->step, 0)->dtype, Y,
+                            { return start<1, T, Y>(launch, g); });
+        });
+    TPI_FLOAT_DTYPE(dtype, T, {
+        return launch->step->n_in == 1 ? start<1, T, T>(launch, g) : start<2, T, T>(launch, g);
+    });
+}
+
+/* ---- whole numbers: sums and products wrap; one at a time, since there are never many ---- */
+
+bool takes_integers(int op) {
+    return op == TPI_NEG || op == TPI_ADD || op == TPI_SUB || op == TPI_MUL || op == TPI_MINIMUM ||
+           op == TPI_MAXIMUM || op == TPI_COMPARE;
+}
+
+__device__ int32_t integer_of(int op, int32_t a, int32_t b, int how) {
+    const uint32_t u = (uint32_t)a, v = (uint32_t)b;
+    switch (op) {
+    case TPI_NEG:
+        return (int32_t)(0u - u);
+    case TPI_ADD:
+        return (int32_t)(u + v);
+    case TPI_SUB:
+        return (int32_t)(u - v);
+    case TPI_MUL:
+        return (int32_t)(u * v);
+    case TPI_MINIMUM:
+        return min(a, b);
+    case TPI_MAXIMUM:
+        return max(a, b);
+    default:
+        return compared(a, b, how);
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) pointwise_integers(const __grid_constant__ arguments g) {
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= g.at.count) return;
+    const int32_t a = ((const int32_t *)g.x[0])[locate(g.at, (uint64_t)i, 0)];
+    const int32_t b = g.x[1] ? ((const int32_t *)g.x[1])[locate(g.at, (uint64_t)i, 1)] : 0;
+    const int32_t result = integer_of(g.op, a, b, g.how);
+    if (g.op == TPI_COMPARE)
+        ((uint8_t *)g.y)[i] = (uint8_t)result;
+    else
+        ((int32_t *)g.y)[i] = result;
 }
 
 /* ---- launches ---- */
 
-struct arguments {
-    const tpi_launch *launch;
-    layout<3> at;
-    float s;
-    int how;
-};
-
-template <int OP, typename A, typename B, typename Y, int V> tp_status start(const arguments &g) {
-    const int64_t blocks = tpi_div_up(g.at.count, PACKS * THREADS * V);
-    const void *x[3] = {};
-    for (int k = 0; k < formula<OP>::arity; k++) x[k] = tpi_in(g.launch, k);
-    pointwise_packs<OP, A, B, Y, V><<<(unsigned)blocks, THREADS, 0, tpi_cuda_of(g.launch)->stream>>>(
-        g.at, (const A *)x[0], (const B *)x[1], (const B *)x[2], (Y *)tpi_out(g.launch, 0), g.s, g.how);
-    return tpi_cuda_launched(g.launch);
-}
-
-template <int OP>
-constexpr bool takes_integers = OP == TPI_NEG || OP == TPI_ADD || OP == TPI_SUB || OP == TPI_MUL ||
-                                OP == TPI_MINIMUM || OP == TPI_MAXIMUM || OP == TPI_COMPARE;
-
+/* Whether operands begin ... end-1 have one dtype. */
 bool all_of(const tpi_step *step, int begin, int end, int dtype) {
     for (int k = begin; k < end; k++)
         if (step->operands[k].dtype != dtype) return false;
@@ -112,68 +135,49 @@ bool all_of(const tpi_step *step, int begin, int end, int dtype) {
 
 /* Inputs and outputs i32, or u8 where the output is a truth. */
 bool is_integer(const tpi_step *step) {
-    return all_of(step, 0, step->n_in, TP_I32) &&
+    return takes_integers(step->op) && all_of(step, 0, step->n_in, TP_I32) &&
            tpi_out_operand(step, 0)->dtype == (step->op == TPI_COMPARE ? TP_U8 : TP_I32);
 }
 
-/* Whether the operands have the dtypes that pointwise_packs is made for, that of the last input being a
- * float. */
-template <int OP> bool is_uniform(const tpi_step *step) {
-    const int dtype = step->operands[step->n_in - 1].dtype, y = tpi_out_operand(step, 0)->dtype;
-    if (!tpi_is_float(&step->operands[step->n_in - 1])) return false;
-    if (OP == TPI_CAST) return tpi_is_float(tpi_out_operand(step, 0));
-    if (OP == TPI_WHERE && step->operands[0].dtype != TP_U8) return false;
-    return all_of(step, OP == TPI_WHERE, step->n_in, dtype) && y == (OP == TPI_COMPARE ? (int)TP_U8 : dtype);
-}
-
-template <typename T, typename Y> tp_status cast_to(const arguments &g) {
-    return start<TPI_CAST, T, T, Y, 16 / (sizeof(T) > sizeof(Y) ? sizeof(T) : sizeof(Y))>(g);
-}
-
-template <int OP> tp_status start_uniform(const arguments &g) {
-    const tpi_step *step = g.launch->step;
-    TPI_FLOAT_DTYPE(step->operands[step->n_in - 1].dtype, T, {
-        if constexpr (OP == TPI_CAST) {
-            TPI_FLOAT_DTYPE(tpi_out_operand(step, 0)->dtype, Y, { return cast_to<T, Y>(g); });
-        } else {
-            using A = std::conditional_t<OP == TPI_WHERE, uint8_t, T>;
-            using Y = std::conditional_t<OP == TPI_COMPARE, uint8_t, T>;
-            return start<OP, A, T, Y, pack_size<T>>(g);
-        }
-    });
-}
-
-template <int OP> tp_status start_integer(const arguments &g, bool packed) {
-    using Y = std::conditional_t<OP == TPI_COMPARE, uint8_t, int32_t>;
-    return packed ? start<OP, int32_t, int32_t, Y, 4>(g) : start<OP, int32_t, int32_t, Y, 1>(g);
+bool is_uniform(const tpi_step *step) {
+    if (!tpi_is_float(&step->operands[0]) || step->n_in > 2) return false;
+    if (step->op == TPI_CAST) return tpi_is_float(tpi_out_operand(step, 0));
+    return all_of(step, 1, step->n_in + 1, step->operands[0].dtype);
 }
 
 /* Elements of a pack: 16 bytes of the widest operand. */
 int pack_elements(const tpi_step *step) {
-    int64_t widest = 2;
-    for (int k = 0; k <= step->n_in; k++)
-        if (dtype_bytes(step->operands[k].dtype) > widest) widest = dtype_bytes(step->operands[k].dtype);
-    return (int)(16 / widest);
+    return dtype_bytes(step->operands[0].dtype) == 4 || dtype_bytes(tpi_out_operand(step, 0)->dtype) == 4 ? 4
+                                                                                                          : 8;
 }
 
-void set_constants(arguments *g) {
-    const tpi_step *step = g->launch->step;
-    if (step->op == TPI_MUL_SCALAR || step->op == TPI_ADD_SCALAR)
-        g->s = (float)((const tpi_attr_scalar *)step->attr)->s;
-    if (step->op == TPI_COMPARE) g->how = (int)((const tpi_attr_index *)step->attr)->index;
-}
-
-template <int OP> tp_status pointwise(const tpi_launch *launch) {
+arguments arguments_of(const tpi_launch *launch) {
     const tpi_step *step = launch->step;
+    arguments g = {};
+    g.at = layout_of<2>(tpi_out_operand(step, 0), step->operands, step->n_in);
+    for (int k = 0; k < step->n_in; k++) g.x[k] = tpi_in(launch, k);
+    g.y = tpi_out(launch, 0);
+    g.op = step->op;
+    if (step->op == TPI_MUL_SCALAR || step->op == TPI_ADD_SCALAR)
+        g.s = (float)((const tpi_attr_scalar *)step->attr)->s;
+    if (step->op == TPI_COMPARE) g.how = (int)((const tpi_attr_index *)step->attr)->index;
+    return g;
+}
+
+tp_status pointwise(const tpi_launch *launch) {
+    const tpi_step *step = launch->step;
+    const bool integers = is_integer(step);
     if (tpi_out_operand(step, 0)->count == 0) return TP_OK;
-    arguments g = {launch, layout_of<3>(tpi_out_operand(step, 0), step->operands, step->n_in), 0, 0};
-    set_constants(&g);
+    if (!integers && !is_uniform(step)) return tpi_cuda_run_chain(launch);
+    arguments g = arguments_of(launch);
     const bool packed = can_pack(launch, g.at, pack_elements(step));
     seal(&g.at);
-    if constexpr (takes_integers<OP>)
-        if (is_integer(step)) return start_integer<OP>(g, packed);
-    if (packed && is_uniform<OP>(step)) return start_uniform<OP>(g);
-    return tpi_cuda_run_chain(launch);
+    if (integers) {
+        const unsigned blocks = (unsigned)tpi_div_up(g.at.count, THREADS);
+        pointwise_integers<<<blocks, THREADS, 0, tpi_cuda_of(launch)->stream>>>(g);
+        return tpi_cuda_launched(launch);
+    }
+    return packed ? start_floats(launch, g) : tpi_cuda_run_chain(launch);
 }
 
 /* ---- filling ---- */
@@ -225,17 +229,17 @@ tp_status fill(const tpi_launch *launch) {
 /* ---- what is accepted ---- */
 
 /* Integers compute as integers, or are cast; otherwise registers in f32 hold every value. */
-template <int OP> bool accepts(const tpi_step *step) {
+bool accepts(const tpi_step *step) {
     bool whole = tpi_out_operand(step, 0)->dtype == TP_I32;
     for (int k = 0; k < step->n_in; k++) whole |= step->operands[k].dtype == TP_I32;
-    if (whole && OP != TPI_CAST && !(takes_integers<OP> && is_integer(step))) return false;
+    if (whole && step->op != TPI_CAST && !is_integer(step)) return false;
     return tpi_cuda_lies_well(step);
 }
 
 } // namespace
 
 const tpi_kernel_entry tpi_cuda_pointwise[] = {
-#define X(NAME, arity, expression) {TPI_##NAME, {"cuda", pointwise<TPI_##NAME>, accepts<TPI_##NAME>, NULL}},
+#define X(NAME, arity, expression) {TPI_##NAME, {"cuda", pointwise, accepts, NULL}},
     POINTWISE_FORMULAS(X)
 #undef X
         {TPI_POINTWISE_CHAIN, {"cuda-chain", tpi_cuda_run_chain, tpi_cuda_accepts_chain, NULL}},

@@ -125,36 +125,29 @@ template <typename T, int V> __device__ __forceinline__ void write_as(T *to, con
 
 /* ---- the kernel ---- */
 
-template <int V> __device__ __forceinline__ void evaluate(const instruction &step, float (&r)[V]) {
+template <int V> __device__ __forceinline__ void execute(const instruction &step, float (&r)[V]) {
     float a[V], b[V] = {}, c[V] = {};
     read_source(step, 0, r, a);
     if (step.arity > 1) read_source(step, 1, r, b);
     if (step.arity > 2) read_source(step, 2, r, c);
-    switch (step.op) {
-#define X(NAME, arity, expression)                                                                           \
-    case TPI_##NAME:                                                                                         \
-        _Pragma("unroll") for (int j = 0; j < V; j++) r[j] =                                                 \
-            formula<TPI_##NAME>::of<float>(a[j], b[j], c[j], step.s, step.how);                              \
-        break;
-        POINTWISE_FORMULAS(X)
-#undef X
-    }
+    float result[V];
+    evaluate<0>(step.op, a, b, c, step.s, step.how, result);
+#pragma unroll
+    for (int j = 0; j < V; j++) r[j] = result[j];
 }
 
 template <int V> __global__ void __launch_bounds__(128) pointwise_chain(const __grid_constant__ program p) {
     const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    int64_t offset[TPI_CHAIN_INPUTS];
     float r[V] = {};
     if (i >= p.at.count) return;
-    locate(p.at, (uint64_t)i, offset);
-#pragma unroll
-    for (int k = 0; k < TPI_CHAIN_INPUTS; k++)
-        if (k < p.n_in)
-            ANY_DTYPE(p.dtype[k], T, { bring<T, V>(k, (const T *)p.in[k] + offset[k], p.at.stride[0][k]); });
+#pragma unroll 1
+    for (int k = 0; k < p.n_in; k++)
+        ANY_DTYPE(p.dtype[k], T,
+                  { bring<T, V>(k, (const T *)p.in[k] + locate(p.at, (uint64_t)i, k), p.at.stride[0][k]); });
     __pipeline_commit();
     __pipeline_wait_prior(0);
     for (int n = 0; n < p.length; n++) {
-        evaluate(p.steps[n], r);
+        execute(p.steps[n], r);
         if (p.steps[n].to != NOT_KEPT) keep(p.steps[n].to, r);
     }
     ANY_DTYPE(p.out_dtype, T, { write_as<T, V>((T *)p.out + i, r); });

@@ -90,6 +90,24 @@ template <int OP> struct formula;
 POINTWISE_FORMULAS(X)
 #undef X
 
+/* r[j] ← formula(a[j], b[j], c[j]) for an operation known at run time: all threads take the same way. ARITY:
+ * that of the operations that may come, or 0. */
+template <int ARITY, int N>
+__device__ __forceinline__ void evaluate(int op, const float (&a)[N], const float (&b)[N],
+                                         const float (&c)[N], float s, int how, float (&r)[N]) {
+    switch (op) {
+#define X(NAME, n, expression)                                                                               \
+    case TPI_##NAME:                                                                                         \
+        if constexpr (ARITY == 0 || ARITY == n) {                                                            \
+            _Pragma("unroll") for (int j = 0; j < N; j++) r[j] =                                             \
+                formula<TPI_##NAME>::of<float>(a[j], b[j], c[j], s, how);                                    \
+        }                                                                                                    \
+        break;
+        POINTWISE_FORMULAS(X)
+#undef X
+    }
+}
+
 /* ---- dtypes that are not floats; conversions truncate and saturate, NaN gives 0 ---- */
 
 __device__ __forceinline__ float to_f32(int32_t x) {

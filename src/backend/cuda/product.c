@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define WORKSPACE_ALIGNMENT 256
-#define LARGEST_ALIGNMENT 64 /* of a value's root; more would depend on the allocation */
+#define LARGEST_ALIGNMENT   64 /* of a value's root; more would depend on the allocation */
 
 /* What the choice of an algorithm depends on. */
 typedef struct product_key {
@@ -215,7 +215,8 @@ static tp_status run_plan(const tpi_launch *launch, const tpi_product *p, const 
     return TP_OK;
 }
 
-/* Scratch is aligned to 64 bytes, cuBLASLt asks for 256. What is left does not depend on where the scratch lies. */
+/* Scratch is aligned to 64 bytes, cuBLASLt asks for 256. What is left does not depend on where the scratch
+ * lies. */
 static void align_workspace(void **workspace, size_t *bytes) {
     if (*bytes < WORKSPACE_ALIGNMENT) *bytes = WORKSPACE_ALIGNMENT;
     *bytes -= WORKSPACE_ALIGNMENT;

@@ -14,7 +14,7 @@
 
 namespace {
 
-/* ---- the operations: a state, how it takes N elements, how two states join ---- */
+/* ---- the operations: a state, how it takes N elements, how two states join, what is made of it ---- */
 
 template <typename T> using number_of = std::conditional_t<std::is_same_v<T, int32_t>, int32_t, float>;
 
@@ -44,10 +44,9 @@ template <typename N> __device__ __forceinline__ N larger(N a, N b) {
     return a != a || a > b ? a : b;
 }
 
-/* Integers wrap. */
+/* And the mean. Integers wrap. */
 template <typename T> struct sum_of {
     using element = T;
-    using result = T;
     using number = number_of<T>;
     using addend = std::conditional_t<std::is_same_v<T, int32_t>, uint32_t, float>;
     struct state {
@@ -68,42 +67,14 @@ template <typename T> struct sum_of {
     __device__ static state join(state a, state b) {
         return {a.sum + b.sum};
     }
-    __device__ static result finish(state s, int64_t) {
-        return store_number<T>((number)s.sum);
+    __device__ static void finish(state s, int op, int64_t n, void *y, int64_t i) {
+        ((T *)y)[i] = store_number<T>((number)(op == TPI_MEAN ? s.sum / (addend)n : s.sum));
     }
 };
 
-template <typename T> struct mean_of : sum_of<T> {
-    __device__ static T finish(typename sum_of<T>::state s, int64_t n) {
-        return store_number<T>(s.sum / (float)n);
-    }
-};
-
+/* The largest element, NaN if there is one, and where: the first of equals, and of NaNs. */
 template <typename T> struct maximum_of {
     using element = T;
-    using result = T;
-    using number = number_of<T>;
-    struct state {
-        number max;
-    };
-    __device__ static state empty() { return {least_number<number>()}; }
-    __device__ static number neutral() { return least_number<number>(); }
-    template <int N> __device__ static void take(state &s, const number (&x)[N], int, int) {
-#pragma unroll
-        for (int j = 0; j < N; j++) s.max = larger(s.max, x[j]);
-    }
-    __device__ static state join(state a, state b) {
-        return {larger(a.max, b.max)};
-    }
-    __device__ static result finish(state s, int64_t) {
-        return store_number<T>(s.max);
-    }
-};
-
-/* The first of equals, and of NaNs. */
-template <typename T> struct argmax_of {
-    using element = T;
-    using result = int32_t;
     using number = number_of<T>;
     struct state {
         number max;
@@ -111,7 +82,12 @@ template <typename T> struct argmax_of {
     };
     __device__ static state empty() { return {least_number<number>(), INT_MAX}; }
     __device__ static number neutral() { return least_number<number>(); }
+    /* Positions ascend, so that few elements are more than what there is. */
     template <int N> __device__ static void take(state &s, const number (&x)[N], int at, int step) {
+        number max = x[0];
+#pragma unroll
+        for (int j = 1; j < N; j++) max = larger(max, x[j]);
+        if (max <= s.max && s.at != INT_MAX) return;
 #pragma unroll
         for (int j = 0; j < N; j++) s = join(s, {x[j], at + j * step});
     }
@@ -121,8 +97,11 @@ template <typename T> struct argmax_of {
         const bool b_wins = equal ? b.at < a.at : b_nan || b.max > a.max;
         return b_wins ? b : a;
     }
-    __device__ static result finish(state s, int64_t) {
-        return s.at;
+    __device__ static void finish(state s, int op, int64_t, void *y, int64_t i) {
+        if (op == TPI_ARGMAX)
+            ((int32_t *)y)[i] = s.at;
+        else
+            ((T *)y)[i] = store_number<T>(s.max);
     }
 };
 
@@ -130,7 +109,6 @@ template <typename T> struct argmax_of {
  * is the result, whatever the sum is. */
 template <typename T> struct logsumexp_of {
     using element = T;
-    using result = T;
     using number = float;
     struct state {
         float max, sum;
@@ -152,9 +130,9 @@ template <typename T> struct logsumexp_of {
         const float max = larger(a.max, b.max), base = base_of(max);
         return {max, a.sum * expf(a.max - base) + b.sum * expf(b.max - base)};
     }
-    __device__ static result finish(state s, int64_t) {
+    __device__ static void finish(state s, int, int64_t, void *y, int64_t i) {
         const bool finite = s.max > -INFINITY && s.max < INFINITY;
-        return from_f32<T>(finite ? s.max + logf(s.sum) : s.max);
+        ((T *)y)[i] = from_f32<T>(finite ? s.max + logf(s.sum) : s.max);
     }
 };
 
@@ -172,12 +150,14 @@ struct reduction {
     int64_t part;                  /* reduced positions of a split, a multiple of 256 */
     int splits, by_columns, warps; /* warps: an output is a warp's, not a block's */
     int clustered;                 /* the splits of an output are one cluster */
+    int op;
 };
 
 reduction deal(const tpi_step *step) {
     const tpi_operand *x = tpi_in_operand(step, 0);
     const uint32_t dims = ((const tpi_attr_reduce *)step->attr)->dims;
     reduction r = {};
+    r.op = step->op;
     r.kept.count = r.reduced.count = 1;
     for (int d = x->rank - 1; d >= 0; d--) {
         const int64_t stride[1] = {x->stride[d]};
@@ -216,7 +196,8 @@ reduction plan(const tpi_step *step) {
     reduction r = deal(step);
     if (r.outputs == 0) return r;
     r.by_columns = r.kept.rank > 0 && r.kept.stride[0][0] == 1 && r.kept.size[0].size >= LANES && r.n > 1;
-    r.warps = !r.by_columns && (r.n <= 256 || (r.n <= 2048 && r.outputs >= 512));
+    r.warps = !r.by_columns &&
+              (r.n <= 256 || (r.n <= 2048 && r.outputs >= 512) || (r.n <= 16384 && r.outputs >= 4096));
     const int64_t splits =
         r.by_columns ? column_splits(&r, dtype_bytes(tpi_in_operand(step, 0)->dtype)) : row_splits(&r);
     r.part = at_least_one(tpi_div_up(tpi_div_up(r.n, splits), 256)) * 256;
@@ -238,7 +219,7 @@ template <typename S> __device__ __forceinline__ S shuffled(S s, int lane) {
 }
 
 template <typename Op> __device__ __forceinline__ typename Op::state join_warp(typename Op::state s) {
-#pragma unroll
+#pragma unroll 1
     for (int lane = 16; lane > 0; lane >>= 1) s = Op::join(s, shuffled(s, lane));
     return s;
 }
@@ -297,7 +278,7 @@ __device__ __forceinline__ typename Op::state take_row(const layout<1> &reduced,
 /* Blocks: outputs, and of each its splits. */
 template <typename Op, int V>
 __global__ void __launch_bounds__(ROW_THREADS)
-    reduce_rows(const __grid_constant__ reduction r, const typename Op::element *x, typename Op::result *y,
+    reduce_rows(const __grid_constant__ reduction r, const typename Op::element *x, void *y,
                 typename Op::state *partial) {
     const int split = (int)(blockIdx.x % (unsigned)r.splits);
     const int64_t output = (int64_t)(blockIdx.x / (unsigned)r.splits) * blockDim.y + threadIdx.y;
@@ -309,7 +290,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     if (r.clustered) s = join_cluster<Op>(s);
     if (threadIdx.x != 0) return;
     if (r.splits == 1 || (r.clustered && split == 0))
-        y[output] = Op::finish(s, r.n);
+        Op::finish(s, r.op, r.n, y, output);
     else if (!r.clustered)
         partial[split * r.outputs + output] = s;
 }
@@ -319,7 +300,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 /* A thread takes V neighbouring outputs and every WAYS-th reduced position of the split blockIdx.y. */
 template <typename Op, int V>
 __global__ void __launch_bounds__(LANES *WAYS)
-    reduce_columns(const __grid_constant__ reduction r, const typename Op::element *x, typename Op::result *y,
+    reduce_columns(const __grid_constant__ reduction r, const typename Op::element *x, void *y,
                    typename Op::state *partial) {
     using T = typename Op::element;
     __shared__ typename Op::state cells[WAYS][LANES * V];
@@ -355,7 +336,7 @@ __global__ void __launch_bounds__(LANES *WAYS)
 #pragma unroll
     for (int way = 1; way < WAYS; way++) joined = Op::join(joined, cells[way][column]);
     if (r.splits == 1)
-        y[first + column] = Op::finish(joined, r.n);
+        Op::finish(joined, r.op, r.n, y, first + column);
     else
         partial[blockIdx.y * r.outputs + first + column] = joined;
 }
@@ -364,8 +345,8 @@ __global__ void __launch_bounds__(LANES *WAYS)
 
 /* blockDim.x outputs a block; the threads of blockDim.y, a power of two, share the splits of one. */
 template <typename Op>
-__global__ void __launch_bounds__(256) join_splits(const typename Op::state *partial, typename Op::result *y,
-                                                   int64_t outputs, int splits, int64_t n) {
+__global__ void __launch_bounds__(256)
+    join_splits(const typename Op::state *partial, void *y, int64_t outputs, int splits, int op, int64_t n) {
     __shared__ typename Op::state cells[256];
     const int64_t output = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     const int cell = (int)(threadIdx.y * blockDim.x + threadIdx.x);
@@ -380,7 +361,7 @@ __global__ void __launch_bounds__(256) join_splits(const typename Op::state *par
         if ((int)threadIdx.y < half)
             cells[cell] = Op::join(cells[cell], cells[cell + half * (int)blockDim.x]);
     }
-    if (threadIdx.y == 0 && output < outputs) y[output] = Op::finish(cells[cell], n);
+    if (threadIdx.y == 0 && output < outputs) Op::finish(cells[cell], op, n, y, output);
 }
 
 template <typename Op> void start_join(const tpi_launch *launch, const reduction &r) {
@@ -388,8 +369,7 @@ template <typename Op> void start_join(const tpi_launch *launch, const reduction
     while (width < 32 && width < r.outputs) width *= 2;
     const dim3 block(width, 256 / width);
     join_splits<Op><<<(unsigned)tpi_div_up(r.outputs, width), block, 0, tpi_cuda_of(launch)->stream>>>(
-        (const typename Op::state *)tpi_scratch(launch), (typename Op::result *)tpi_out(launch, 0), r.outputs,
-        r.splits, r.n);
+        (const typename Op::state *)tpi_scratch(launch), tpi_out(launch, 0), r.outputs, r.splits, r.op, r.n);
 }
 
 /* ---- launches ---- */
@@ -407,14 +387,14 @@ template <typename Op, int V> void start_rows(const tpi_launch *launch, const re
     config.attrs = &cluster;
     config.numAttrs = r.clustered ? 1 : 0;
     cudaLaunchKernelEx(&config, reduce_rows<Op, V>, r, (const typename Op::element *)tpi_in(launch, 0),
-                       (typename Op::result *)tpi_out(launch, 0),
+                       tpi_out(launch, 0),
                        r.splits > 1 && !r.clustered ? (typename Op::state *)tpi_scratch(launch) : nullptr);
 }
 
 template <typename Op, int V> void start_columns(const tpi_launch *launch, const reduction &r) {
     const dim3 grid((unsigned)tpi_div_up(r.outputs, LANES * V), (unsigned)r.splits), block(LANES, WAYS);
     reduce_columns<Op, V><<<grid, block, 0, tpi_cuda_of(launch)->stream>>>(
-        r, (const typename Op::element *)tpi_in(launch, 0), (typename Op::result *)tpi_out(launch, 0),
+        r, (const typename Op::element *)tpi_in(launch, 0), tpi_out(launch, 0),
         r.splits > 1 ? (typename Op::state *)tpi_scratch(launch) : nullptr);
 }
 
@@ -429,8 +409,9 @@ bool in_packs(const reduction &r, const void *x, int V, int64_t element) {
 }
 
 template <typename Op> tp_status start(const tpi_launch *launch, reduction r) {
-    constexpr int V = pack_size<typename Op::element>;
-    const bool packed = in_packs(r, tpi_in(launch, 0), V, sizeof(typename Op::element));
+    using T = typename Op::element;
+    constexpr int V = std::is_same_v<T, int32_t> ? 1 : pack_size<T>; /* integers are few */
+    const bool packed = in_packs(r, tpi_in(launch, 0), V, sizeof(T));
     seal(&r.kept);
     seal(&r.reduced);
     r.clustered =
@@ -473,9 +454,9 @@ bool accepts(const tpi_step *step) {
 
 const tpi_kernel_entry tpi_cuda_reduce[] = {
     {TPI_SUM, {"cuda", reduce<sum_of>, accepts, scratch}},
-    {TPI_MEAN, {"cuda", reduce_floats<mean_of>, accepts, scratch}},
+    {TPI_MEAN, {"cuda", reduce_floats<sum_of>, accepts, scratch}},
     {TPI_MAX, {"cuda", reduce<maximum_of>, accepts, scratch}},
-    {TPI_ARGMAX, {"cuda", reduce<argmax_of>, accepts, scratch}},
+    {TPI_ARGMAX, {"cuda", reduce<maximum_of>, accepts, scratch}},
     {TPI_LOGSUMEXP, {"cuda", reduce_floats<logsumexp_of>, accepts, scratch}},
     TPI_KERNELS_END,
 };

@@ -5,7 +5,6 @@
 
 static const tpi_kernel_entry *const lists[] = {
     tpi_cuda_attention_decode,
-    tpi_cuda_attention_cudnn,
     tpi_cuda_attention,
     tpi_cuda_attention_grad,
     tpi_cuda_skinny,

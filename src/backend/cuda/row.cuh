@@ -1,8 +1,8 @@
 /* Rows over threads: how kernels over the last dimension share a row, hold it, and add it up.
  *
- * A row lies over a part of a warp, a warp or a block. The trick: as long as HELD packs a thread are enough it
- * stays in registers, so that what needs several passes reads memory once. A longer row is read again, from
- * the cache at best; so are rows that do not lie in packs of 16 bytes, which are no case for speed. */
+ * A row lies over a part of a warp, a warp or a block. The trick: as long as HELD packs a thread are enough
+ * it stays in registers, so that what needs several passes reads memory once. A longer row is read again,
+ * from the cache at best; so are rows that do not lie in packs of 16 bytes, which are no case for speed. */
 #ifndef TAPER_BACKEND_CUDA_ROW_CUH
 #define TAPER_BACKEND_CUDA_ROW_CUH
 
@@ -19,12 +19,12 @@ constexpr int HELD = 4;          /* most packs of a row in a thread's registers 
 struct row_layout {
     dim3 block;
     unsigned blocks;
-    int held; /* packs of a row in a thread's registers: 1 or HELD; 0: they do not hold it */
+    int held; /* packs of a row in a thread's registers: 2 or HELD; 0: they do not hold it */
 };
 
 static inline row_layout lay_rows(const tpi_cuda *device, int64_t rows, int64_t packs) {
     row_layout layout = {};
-    layout.held = packs <= 32 ? 1 : HELD;
+    layout.held = packs <= 64 ? 2 : HELD;
     int64_t threads = tpi_div_up(packs, layout.held);
     if (threads > ROW_THREADS) threads = ROW_THREADS, layout.held = 0;
     unsigned lanes = (unsigned)tpi_div_up(threads, 32) * 32, in_block = 1;
@@ -47,8 +47,8 @@ static void with_rows(const tpi_cuda *device, int64_t rows, int64_t n, uintptr_t
     const row_layout layout = lay_rows(device, rows, packed ? n / packs : n);
     if (!packed)
         launch(layout, std::integral_constant<int, 1>(), std::integral_constant<int, 0>());
-    else if (layout.held == 1)
-        launch(layout, packs, std::integral_constant<int, 1>());
+    else if (layout.held == 2)
+        launch(layout, packs, std::integral_constant<int, 2>());
     else if (layout.held == HELD)
         launch(layout, packs, std::integral_constant<int, HELD>());
     else

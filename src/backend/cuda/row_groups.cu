@@ -1,10 +1,10 @@
 /* Which steps of a plan are one launch when there are few rows, as in generation.
  *
  * There a step is done in a few microseconds, and as many pass between two. So products of one x that follow
- * each other are one launch; q, k and v with their rotations and the writes to the caches; gate and up with
- * silu·mul. A step is recognised by where its operands lie: an input at an output's place, of its shape, is
- * that output. What the steps would write one after another is written all at once, so their outputs must lie
- * apart; the planner gives small memory back late for that reason. */
+ * each other are one launch; with the norm that makes x; q, k and v with their rotations and the writes to
+ * the caches; gate and up with silu·mul. A step is recognised by where its operands lie: an input at an
+ * output's place, of its shape, is that output. What the steps would write one after another is written all
+ * at once, so their outputs must lie apart; the planner gives small memory back late for that reason. */
 #include "backend/cuda/row_products.h"
 #include "backend/cuda/layer.h"
 #include "backend/cuda/row_products.cuh"
@@ -14,12 +14,17 @@
 
 namespace {
 
+struct range {
+    uintptr_t begin, end;
+};
+
 /* The steps from `first` on; those up to `next` are taken. */
 struct window {
     tpi_launch launch;
     const tpi_bound *bound;
     uint32_t first, next;
-    int dtype;
+    int dtype, n_read;
+    range read[2]; /* x, or what it is made of */
 };
 
 const tpi_step *step_at(window *w, uint32_t i) {
@@ -31,10 +36,6 @@ const tpi_step *step_of(window *w, uint32_t i, tpi_op op) {
     const tpi_step *step = step_at(w, i);
     return step && step->op == op ? step : nullptr;
 }
-
-struct range {
-    uintptr_t begin, end;
-};
 
 range range_of(const void *data, int64_t bytes) {
     return {(uintptr_t)data, (uintptr_t)data + (uintptr_t)bytes};
@@ -57,16 +58,48 @@ bool written(const tpi_bound *bound, range data) {
     return false;
 }
 
-/* Whether the outputs of the steps taken lie apart from x and from each other. */
-bool outputs_apart(const window *w, const row_products &p, uint32_t end) {
-    range all[8] = {range_of(p.x, ((p.m - 1) * p.x_leading + p.k) * 2)};
-    int n = 1;
-    for (uint32_t i = w->first; i < end; i++, n++) {
-        all[n] = range_of_output(w->bound, &w->bound->steps[i], 0);
-        for (int k = 0; k < n; k++)
-            if (!apart(all[k], all[n])) return false;
-    }
+/* Whether the outputs of the steps up to `end` lie apart from what they read and from each other. */
+bool outputs_apart(const window *w, uint32_t end) {
+    range all[12] = {w->read[0], w->read[1]};
+    int n = w->n_read;
+    for (uint32_t i = w->first; i < end; i++)
+        for (int k = 0; k < w->bound->steps[i].n_out; k++, n++) {
+            all[n] = range_of_output(w->bound, &w->bound->steps[i], k);
+            for (int j = 0; j < n; j++)
+                if (!apart(all[j], all[n])) return false;
+        }
     return true;
+}
+
+/* ---- the norm ---- */
+
+/* The first step as the norm that makes x [m, k]. */
+bool take_norm(window *w, row_products *p) {
+    const tpi_step *step = step_at(w, w->first);
+    if (step->op != TPI_RMS_NORM && step->op != TPI_ADD_RMS_NORM) return false;
+    const tpi_operand *x = tpi_in_operand(step, 0);
+    const int added = step->op == TPI_ADD_RMS_NORM;
+    const int64_t k = x->shape[x->rank - 1];
+    if (x->dtype == TP_F32 || x->count < 1 || x->count > most_normed || k % 8) return false;
+    uintptr_t bits = (uintptr_t)tpi_out(&w->launch, 0);
+    for (int i = 0; i <= added; i++) {
+        const tpi_operand *in = tpi_in_operand(step, i);
+        if (!in->contiguous || in->dtype != x->dtype) return false;
+        w->read[i] = range_of(tpi_in(&w->launch, i), in->count * 2);
+        bits |= w->read[i].begin;
+    }
+    row_norm n = {};
+    n.from = tpi_in(&w->launch, 0), n.other = added ? tpi_in(&w->launch, 1) : nullptr;
+    n.y = tpi_out(&w->launch, 0), n.sum = added ? tpi_out(&w->launch, 1) : nullptr;
+    n.eps = (float)((const tpi_attr_norm *)step->attr)->eps;
+    if (step->n_in > 1 + added) {
+        if (!tpi_in_operand(step, 1 + added)->contiguous) return false;
+        n.weight = tpi_in(&w->launch, 1 + added), n.weight_type = tpi_in_operand(step, 1 + added)->dtype;
+    }
+    if ((bits | (uintptr_t)n.sum) % 16 || tpi_out_operand(step, 0)->dtype != x->dtype) return false;
+    p->norm = n, p->x = n.y, p->k = k, p->m = (int)(x->count / k);
+    w->dtype = x->dtype, w->n_read = 1 + added, w->next++;
+    return p->m <= most_rows;
 }
 
 /* ---- products ---- */
@@ -82,7 +115,8 @@ bool take_product(window *w, row_products *p, uint32_t i) {
         return false;
     if (l.k % 8 || l.mw.leading % 8 || (l.m > 1 && l.mx.leading % 8)) return false;
     if (((uintptr_t)x | (uintptr_t)weights) % 16 || tpi_wants_low_rank(step)) return false;
-    if (p->count > 0 && (p->x != x || p->m != l.m || p->k != l.k || w->dtype != l.mx.dtype)) return false;
+    if (p->x && (p->x != x || p->m != l.m || p->k != l.k || w->dtype != l.mx.dtype)) return false;
+    if (!p->x) w->read[0] = range_of(x, ((l.m - 1) * l.mx.leading + l.k) * 2), w->n_read = 1;
     p->x = x, p->x_leading = l.mx.leading, p->k = l.k, p->m = (int)l.m;
     w->dtype = l.mx.dtype;
     row_product *part = &p->part[p->count++];
@@ -154,28 +188,43 @@ void take_attention(window *w, row_products *p) {
     const uint32_t i = w->next;
     row_products turned = *p;
     if (p->count != 3 || !take_rope(w, &turned, i, 0) || !take_rope(w, &turned, i + 1, 1)) return;
-    if (!outputs_apart(w, turned, i + 2)) return;
+    if (!outputs_apart(w, i + 2)) return;
     *p = turned, w->next = i + 2;
     if (take_cache_write(w, &turned, i + 2, 1) && take_cache_write(w, &turned, i + 3, 2))
         *p = turned, w->next = i + 4;
+}
+
+/* The products of one x from w->next on. */
+void take_products(window *w, row_products *p) {
+    while (p->count < most_products) {
+        row_products more = *p;
+        if (!take_product(w, &more, w->next) || !outputs_apart(w, w->next + 1)) return;
+        *p = more, w->next++;
+    }
+}
+
+/* A norm that every block makes again must be worth it: not for products of many blocks, which wait for
+ * memory and not for launches. */
+bool few_blocks(const row_products &p, const tpi_cuda *cuda) {
+    int64_t columns = 0;
+    for (int i = 0; i < p.count; i++) columns += p.part[i].n;
+    return columns <= 16 * 6 * (int64_t)cuda->processors;
 }
 
 } // namespace
 
 uint32_t tpi_cuda_row_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                             tp_status *status) {
-    window w = {*launch, bound, first, first, 0};
+    const tpi_cuda *cuda = tpi_cuda_of(launch);
+    window w = {*launch, bound, first, first, 0, 0, {}};
     row_products p = {};
-    p.steady = true;
-    p.fault = tpi_cuda_of(launch)->fault;
-    while (p.count < most_products) {
-        row_products more = p;
-        if (!take_product(&w, &more, w.next) || !outputs_apart(&w, more, w.next + 1)) break;
-        p = more, w.next++;
-    }
-    if (p.count == 0) return 0;
+    p.steady = true, p.fault = cuda->fault;
+    const bool normed = take_norm(&w, &p);
+    if (w.next > first && !normed) return 0;
+    take_products(&w, &p);
+    if (p.count == 0 || (normed && !few_blocks(p, cuda))) return 0;
     if (!take_gated(&w, &p)) take_attention(&w, &p);
-    start_row_products(tpi_cuda_of(launch), w.dtype, p);
+    start_row_products(cuda, w.dtype, p);
     *status = tpi_cuda_launched(launch);
     return w.next - first;
 }

@@ -4,7 +4,8 @@
  * The weights are the large matrix of the mma: two times eight columns of y a block, which its warps share
  * along the inner dimension in chunks of 128. The two eights are neighbours; or what a rotation turns into
  * each other; or the same columns of gate and up: so a block has all that an ending needs. A warp asks for
- * its first weights before it is this kernel's turn, so the memory is busy while the kernel before ends. */
+ * its first weights before it is this kernel's turn, so the memory is busy while the kernel before ends; and
+ * while the block makes a norm's rows for itself, which costs less than a launch and a wait. */
 #include "backend/cuda/row_products.cuh"
 #include "backend/cuda/activation.cuh"
 #include "backend/cuda/early.cuh"
@@ -13,6 +14,7 @@
 namespace {
 
 constexpr int eight = 8, chunk = 128, loads = chunk / 32;
+constexpr int resident_warps = 32; /* of a multiprocessor: 128 KiB of weights are under way */
 
 /* A block's columns: column[h] ... + 7 of part[h]. */
 struct block_columns {
@@ -57,12 +59,14 @@ template <typename T> struct lane_weights {
 };
 
 /* With row the row of x that this lane feeds, NULL if there is none. */
-template <typename T>
+template <bool SHARED, typename T>
 __device__ __forceinline__ void multiply(float (&sum)[4], const lane_weights<T> &w, const T *row, int64_t k,
                                          int64_t end) {
 #pragma unroll
     for (int i = 0; i < loads; i++) {
-        const uint4 x = row && k + 32 * i < end ? __ldcg((const uint4 *)(row + k + 32 * i)) : uint4{};
+        uint4 x = {};
+        if (row && k + 32 * i < end)
+            x = SHARED ? *(const uint4 *)(row + k + 32 * i) : __ldcg((const uint4 *)(row + k + 32 * i));
         const uint4 &a = w.held[i][0], &b = w.held[i][1];
         const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
         mma(sum, first, x.x, x.y, T());
@@ -70,13 +74,55 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const lane_weights<T> 
     }
 }
 
-/* ---- the endings ---- */
+/* ---- the norm ---- */
 
 __device__ __forceinline__ float load_vector(const void *data, int dtype, int64_t i) {
     if (dtype == TP_F32) return ((const float *)data)[i];
     if (dtype == TP_BF16) return to_f32(((const __nv_bfloat16 *)data)[i]);
     return to_f32(((const __half *)data)[i]);
 }
+
+/* Makes the rows of x in `rows` [m, k]; block 0 makes them for others too. */
+template <typename T> __device__ __forceinline__ void make_rows(const row_products &p, T *rows) {
+    using values = pack<T, 8>;
+    __shared__ float cells[33];
+    const int packs = (int)p.k / 8;
+    for (int r = 0; r < p.m; r++) {
+        const values *from = (const values *)((const T *)p.norm.from + r * p.k);
+        const values *other = (const values *)((const T *)p.norm.other + r * p.k);
+        values *row = (values *)(rows + r * p.k);
+        float squares = 0.0f;
+        for (int i = threadIdx.x; i < packs; i += blockDim.x) {
+            values v = from[i];
+            if (p.norm.other) {
+                const values more = other[i];
+#pragma unroll
+                for (int j = 0; j < 8; j++) v.at[j] = from_f32<T>(to_f32(v.at[j]) + to_f32(more.at[j]));
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++) squares += to_f32(v.at[j]) * to_f32(v.at[j]);
+            row[i] = v;
+        }
+        const float scale = rsqrtf(block_reduce<add_of>(squares, cells) / (float)p.k + p.norm.eps);
+        for (int i = threadIdx.x; i < packs; i += blockDim.x) {
+            const values v = row[i]; /* this thread's own */
+            values y;
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const float w =
+                    p.norm.weight ? load_vector(p.norm.weight, p.norm.weight_type, 8 * i + j) : 1.0f;
+                y.at[j] = from_f32<T>(to_f32(v.at[j]) * scale * w);
+            }
+            row[i] = y;
+            if (blockIdx.x > 0) continue;
+            ((values *)((T *)p.norm.y + r * p.k))[i] = y;
+            if (p.norm.sum) ((values *)((T *)p.norm.sum + r * p.k))[i] = v;
+        }
+    }
+    __syncthreads();
+}
+
+/* ---- the endings ---- */
 
 /* The pair turned by the angle of its row's position. */
 template <typename T>
@@ -138,11 +184,11 @@ __device__ __forceinline__ void finish(const row_products &p, const block_column
 
 /* ---- the kernel ---- */
 
-template <typename T, int WARPS>
-__global__ __launch_bounds__(WARPS * 32,
-                             WARPS == 8 ? 4
-                                        : 2) void products_kernel(const __grid_constant__ row_products p) {
+template <typename T, int WARPS, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32, resident_warps / WARPS)
+    products_kernel(const __grid_constant__ row_products p) {
     __shared__ float sums[WARPS][most_rows][2 * eight];
+    __shared__ __align__(16) T normed[NORM ? most_normed : 1];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane % 4;
     const block_columns at = columns_of(p);
     const T *row = g < p.m ? (const T *)p.x + g * p.x_leading : nullptr;
@@ -153,8 +199,12 @@ __global__ __launch_bounds__(WARPS * 32,
     if (!p.steady) wait_for_previous();
     weights.load(k, p.k);
     if (p.steady) wait_for_previous();
+    if constexpr (NORM) {
+        make_rows<T>(p, normed);
+        if (row) row = normed + g * p.k;
+    }
     while (k < p.k) {
-        multiply<T>(sum, weights, row, k, p.k);
+        multiply<NORM>(sum, weights, row, k, p.k);
         k += WARPS * chunk;
         weights.load(k, p.k);
     }
@@ -180,11 +230,22 @@ int count_blocks(row_products *p) {
     return blocks;
 }
 
-template <typename T> void start(const tpi_cuda *cuda, const row_products &p, int blocks) {
-    if (blocks < 2 * cuda->processors && p.k > 8 * chunk)
-        start_early(cuda, products_kernel<T, 16>, blocks, 16 * 32, p);
+template <typename T, int WARPS> void start(const tpi_cuda *cuda, const row_products &p, int blocks) {
+    if (p.norm.from)
+        start_early(cuda, products_kernel<T, WARPS, true>, blocks, WARPS * 32, p);
     else
-        start_early(cuda, products_kernel<T, 8>, blocks, 8 * 32, p);
+        start_early(cuda, products_kernel<T, WARPS, false>, blocks, WARPS * 32, p);
+}
+
+/* Few blocks share a long inner dimension among many warps; of many, more are resident if they are small. */
+template <typename T> void choose(const tpi_cuda *cuda, const row_products &p, int blocks) {
+    const bool is_long = p.k > 8 * chunk;
+    if (is_long && blocks < 2 * cuda->processors)
+        start<T, 16>(cuda, p, blocks);
+    else if (!is_long && blocks > 4 * cuda->processors)
+        start<T, 4>(cuda, p, blocks);
+    else
+        start<T, 8>(cuda, p, blocks);
 }
 
 } // namespace
@@ -192,7 +253,7 @@ template <typename T> void start(const tpi_cuda *cuda, const row_products &p, in
 void start_row_products(const tpi_cuda *cuda, int dtype, row_products p) {
     const int blocks = count_blocks(&p);
     if (dtype == TP_BF16)
-        start<__nv_bfloat16>(cuda, p, blocks);
+        choose<__nv_bfloat16>(cuda, p, blocks);
     else
-        start<__half>(cuda, p, blocks);
+        choose<__half>(cuda, p, blocks);
 }

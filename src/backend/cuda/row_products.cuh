@@ -5,6 +5,7 @@
 #include "backend/cuda/cuda.h"
 
 constexpr int most_products = 3, most_rows = 8;
+constexpr int most_normed = 4096; /* elements of a norm that every block makes for itself */
 
 /* y [m, n] = activation(x·w + bias), w lying [n, k]. */
 struct row_product {
@@ -17,12 +18,21 @@ struct row_product {
     void *cache;  /* where the result goes, at the rows' positions; NULL: nowhere */
 };
 
+/* What x is made of, where that is a part of the launch: rms_norm(from), or rms_norm(from + other). */
+struct row_norm {
+    const void *from, *other, *weight; /* NULL: there is none */
+    void *y, *sum;                     /* the norm, which is x; from + other, NULL: it is not wanted */
+    int weight_type;
+    float eps;
+};
+
 /* Invariant: outputs share memory with no input and with no other output, but for `gated`, whose elements are
  * written behind those of the products. */
 struct row_products {
     const void *x;
     int64_t x_leading, k;
     int m, count;
+    row_norm norm; /* from NULL: x is there */
     bool
         steady; /* nothing in the plan writes the weights: they may be read before it is this kernel's turn */
     row_product part[most_products];

@@ -36,10 +36,11 @@ template <typename T, int V> __global__ void __launch_bounds__(THREADS) run_pack
 }
 
 template <typename T> tp_status start(const tpi_launch *launch) {
-    const operands<T> o = {(const T *)tpi_in(launch, 0), (const T *)tpi_in(launch, 1), (const T *)tpi_in(launch, 2),
-                           (T *)tpi_out(launch, 0),      (T *)tpi_out(launch, 1),
-                           tpi_in_operand(launch->step, 0)->count};
-    const uintptr_t bits = (uintptr_t)o.gate | (uintptr_t)o.up | (uintptr_t)o.dy | (uintptr_t)o.dgate | (uintptr_t)o.dup;
+    const operands<T> o = {(const T *)tpi_in(launch, 0), (const T *)tpi_in(launch, 1),
+                           (const T *)tpi_in(launch, 2), (T *)tpi_out(launch, 0),
+                           (T *)tpi_out(launch, 1),      tpi_in_operand(launch->step, 0)->count};
+    const uintptr_t bits =
+        (uintptr_t)o.gate | (uintptr_t)o.up | (uintptr_t)o.dy | (uintptr_t)o.dgate | (uintptr_t)o.dup;
     constexpr int V = pack_size<T>;
     const cudaStream_t stream = tpi_cuda_of(launch)->stream;
     if (o.count == 0) return TP_OK;

@@ -36,7 +36,8 @@ template <typename T> __device__ float squares(const tensor &t, uint32_t block) 
 }
 
 template <int N>
-__global__ void __launch_bounds__(THREADS) add_parts(const __grid_constant__ tensor_table<tensor, N> table, float *parts) {
+__global__ void __launch_bounds__(THREADS)
+    add_parts(const __grid_constant__ tensor_table<tensor, N> table, float *parts) {
     __shared__ float cells[33];
     const int k = table.of_block();
     const tensor &t = table.tensors[k];

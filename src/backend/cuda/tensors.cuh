@@ -1,5 +1,5 @@
-/* Many tensors in one launch: a table of them is the kernel's argument, each has blocks of its own, and a block
- * finds its tensor by bisection. */
+/* Many tensors in one launch: a table of them is the kernel's argument, each has blocks of its own, and a
+ * block finds its tensor by bisection. */
 #ifndef TAPER_BACKEND_CUDA_TENSORS_CUH
 #define TAPER_BACKEND_CUDA_TENSORS_CUH
 

@@ -12,16 +12,13 @@
 
 #include "backend/cuda/tensor.cuh"
 
-#include <type_traits>
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TPI_WGMMA 1
 #else
 #define TPI_WGMMA 0
 #endif
 
-#define PANEL_COLUMNS 64
-#define PANEL_ROW     128 /* bytes */
+#define PANEL_ROW 128 /* bytes */
 
 /* Where element (row, 8 · chunk) of a tile of ROWS rows lies, in bytes. */
 template <int ROWS> static __device__ __forceinline__ int panel_offset(int row, int chunk) {

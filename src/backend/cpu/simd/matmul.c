@@ -257,7 +257,8 @@ KERNEL(lora) {
 /* Rows of scale · x · a, for whom they are wanted. */
 static void give_low_rank(const tpi_launch *launch) {
     const tpi_operand *h = launch->step->n_out > 1 ? tpi_out_operand(launch->step, 1) : NULL;
-    if (h && tpi_out(launch, 1)) TPI_SIMD(from_f32)(tpi_scratch(launch), tpi_out(launch, 1), h->dtype, 0, h->count);
+    if (h && tpi_out(launch, 1))
+        TPI_SIMD(from_f32)(tpi_scratch(launch), tpi_out(launch, 1), h->dtype, 0, h->count);
 }
 
 KERNEL(linear_lora) {

@@ -1,5 +1,6 @@
-/* Σ x² over many tensors: the norm of all gradients in one step. Tensors are cut into pieces of a fixed length whose
- * sums are joined in order, so that the result depends on neither the threads nor their timing. */
+/* Σ x² over many tensors: the norm of all gradients in one step. Tensors are cut into pieces of a fixed
+ * length whose sums are joined in order, so that the result depends on neither the threads nor their timing.
+ */
 #include "backend/cpu/simd/row.h"
 
 #define PIECE 8192

@@ -1,0 +1,407 @@
+/* LINEAR_LORA on Hopper as one product: y = x·w + h·b, h = scale · x·a, in one set of f32 sums.
+ *
+ * The low-rank term is one more step of the inner loop: behind the tiles of x and w come those of h and b,
+ * and neither h·b nor a partial y is ever in memory. h itself costs no pass over x either: in a block of rows
+ * the first tiles of y, the makers, each multiply a slice of the x that they have in shared memory by a, too,
+ * and publish these partial sums of h; all tiles of the block add them up. Makers run at the same time, so
+ * the more of them there are, the less each has to do.
+ *
+ * Everything low-rank is f32 in value: a, h and b enter as sums of two bf16. With subscripts for high and
+ * low, h's row is [h₁ h₂ h₁ 1] and b's columns are [b₁ b₁ b₂ bias], so the bias is a rank, too.
+ *
+ * A block keeps a processor to itself: one thread fetches, three warps prepare h, two warpgroups multiply,
+ * each 64 of 128 rows; they meet in a ring of stages in shared memory. Blocks form pairs, one tile below the
+ * other, and each fetches one half of w's tile for both. */
+#ifndef TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
+#define TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
+
+#include "backend/cuda/hopper.cuh"
+#include "backend/cuda/tensor.cuh"
+
+namespace {
+
+using bf16 = __nv_bfloat16;
+
+constexpr int tile_rows = 128, tile_inner = 64, threads = 384, group = 128; /* threads of a warpgroup */
+constexpr int pair_rows = 2 * tile_rows;
+constexpr int most_makers = 64; /* in all; there may be one for each pair */
+
+/* What a tile of COLUMNS columns is made of, with ranks up to RANKS. */
+template <int COLUMNS, int RANKS, bool OUTER_W> struct layout {
+    static constexpr int columns = COLUMNS, ranks = RANKS;
+    static constexpr int stages = RANKS > 16 ? 3 : COLUMNS > 128 ? 4 : 5;
+    static constexpr int half_boxes = OUTER_W ? (COLUMNS + 127) / 128 : 1; /* that make up half of w's tile */
+    static constexpr int half_columns = OUTER_W ? 64 * half_boxes : COLUMNS / 2;
+    static constexpr int x_bytes = tile_rows * tile_inner * 2, w_bytes = 2 * half_columns * tile_inner * 2;
+    static constexpr int a_bytes = 2 * RANKS * tile_inner * 2, stage_bytes = x_bytes + w_bytes + a_bytes;
+    static constexpr int h_bytes = RANKS > 16 ? 2 * x_bytes : x_bytes; /* 3 · RANKS + 1 columns */
+    static constexpr int shared_bytes = stages * (stage_bytes + 16) + h_bytes + 16 + 1024; /* alignment */
+    static constexpr bool outer_w = OUTER_W;         /* w's rows run along the columns of y */
+    static constexpr int w_step = OUTER_W ? 128 : 2; /* of a descriptor, for 16 inner indices */
+};
+
+/* Tiles in global memory, as the copy engine knows them: [rows, inner] of x and a; of w and b likewise, or
+ * [inner, columns]. */
+struct tile_maps {
+    CUtensorMap x, w, a, b;
+};
+
+struct lora_job {
+    bf16 *y;
+    float *partial;  /* of h: [makers of a pair, rows, RANKS] */
+    unsigned *ready; /* of a block of rows: warpgroups that have published theirs */
+    int m, n, rank;
+    int pairs, columns; /* tiles of y: pairs of them down, and across */
+    int steps;          /* of the inner dimension, 64 each */
+    int makers;         /* of a pair */
+    int h_columns;      /* 3 · rank, and 1 if there is a bias */
+    float scale;
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int preparers = group - 32;
+constexpr int pairs_together = 8; /* pairs of row blocks that share w's tiles in the second-level cache */
+constexpr int lead = 4;           /* steps: by so many a maker brings its slice forward */
+
+/* A place in the ring, and the parity of its present use. Behind the stages lies h, then the barriers: of
+ * each stage, and of h. */
+template <class L> struct ring {
+    uint32_t memory, barriers;
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ uint32_t data() const { return memory + stage * L::stage_bytes; }
+    __device__ uint32_t full() const { return barriers + stage * 16; }
+    __device__ uint32_t empty() const { return full() + 8; }
+    __device__ uint32_t h() const { return memory + L::stages * L::stage_bytes; }
+    __device__ uint32_t h_full() const { return barriers + L::stages * 16; }
+    __device__ uint32_t h_empty() const { return h_full() + 8; }
+    __device__ void next() {
+        if (++stage == L::stages) stage = 0, parity ^= 1;
+    }
+};
+
+struct tile {
+    int pair, column;
+};
+
+/* Makers of h first; then, for a few pairs of row blocks at once, column after column. */
+__device__ __forceinline__ tile tile_of(const lora_job &p, int i) {
+    if (i < p.pairs * p.makers) return {i / p.makers, i % p.makers};
+    i -= p.pairs * p.makers;
+    const int rest = p.columns - p.makers, first = i / (pairs_together * rest) * pairs_together;
+    const int together = min(pairs_together, p.pairs - first);
+    i -= first * rest;
+    return {first + i % together, p.makers + i / together};
+}
+
+/* The steps [begin, end) in which a tile multiplies by a, too. They come `early` steps before their turn, so
+ * that the last slice of h is there when the other tiles need it. */
+struct slice {
+    int begin, end, early;
+    __device__ int step(int i) const {
+        if (i < begin - early || i >= end) return i;
+        return i < end - early ? i + early : i - (end - begin);
+    }
+};
+
+__device__ __forceinline__ slice slice_of(const lora_job &p, const tile &t) {
+    if (t.column >= p.makers) return {0, 0, 0};
+    const int begin = p.steps * t.column / p.makers, end = p.steps * (t.column + 1) / p.makers;
+    return {begin, end, min(begin, lead)};
+}
+
+/* ---- fetching: one thread ---- */
+
+/* Fetches this block's half of a tile of w, or of b, for both blocks of the pair. */
+template <class L>
+__device__ __forceinline__ void fetch_half(const ring<L> &at, const CUtensorMap *map, int inner, int column,
+                                           int rank) {
+    const uint32_t to = at.data() + L::x_bytes + rank * (L::w_bytes / 2);
+    column += rank * L::half_columns;
+#pragma unroll
+    for (int i = 0; i < L::half_boxes; i++)
+        copy_box(to + i * 8192, map, L::outer_w ? column + i * 64 : inner, L::outer_w ? inner : column,
+                 at.full(), 3);
+}
+
+template <class L> __device__ void fetch(const tile_maps &maps, const lora_job &p, ring<L> at) {
+    const int rank = cluster_rank();
+    for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2) {
+        const tile t = tile_of(p, i);
+        const slice made = slice_of(p, t);
+        const int row = (2 * t.pair + rank) * tile_rows, column = t.column * L::columns;
+        for (int j = 0; j < p.steps; j++, at.next()) {
+            const int step = made.step(j), k = step * tile_inner;
+            const bool with_a = step >= made.begin && step < made.end;
+            barrier_wait(at.empty(), at.parity ^ 1);
+            barrier_expect(at.full(), L::x_bytes + L::w_bytes + (with_a ? L::a_bytes : 0));
+            copy_box(at.data(), &maps.x, k, row, at.full());
+            fetch_half(at, &maps.w, k, column, rank);
+            if (with_a) copy_box(at.data() + L::x_bytes + L::w_bytes, &maps.a, k, 0, at.full());
+        }
+        for (int c = 0; c < p.h_columns; c += tile_inner, at.next()) {
+            barrier_wait(at.empty(), at.parity ^ 1);
+            barrier_expect(at.full(), L::w_bytes);
+            fetch_half(at, &maps.b, c, column, rank);
+        }
+    }
+}
+
+/* ---- preparing h: three warps ---- */
+
+/* Eight columns of a row of h; a row's places of 16 bytes are permuted by its number. */
+__device__ __forceinline__ void put_eight(uint32_t h, int row, int eight, const uint32_t (&words)[4]) {
+    const uint32_t at = h + eight / 8 * (tile_rows * 128) + row * 128 + ((eight ^ row) & 7) * 16;
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(words[0]), "r"(words[1]),
+                 "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
+/* Adds up what the makers have published, and writes h₁ h₂ h₁. An item is eight ranks of a row; a thread has
+ * ITEMS of them at once, so that enough loads are under way. */
+template <class L>
+__device__ __forceinline__ void sum_parts(const lora_job &p, uint32_t h, int block, int mine) {
+    constexpr int ITEMS = 3;
+    const int eights = p.rank / 8, items = tile_rows * eights;
+    const int64_t next = (int64_t)p.pairs * pair_rows * L::ranks;
+#pragma unroll 1
+    for (int first = mine; first < items; first += ITEMS * preparers) {
+        float4 sum[ITEMS][2] = {};
+        const float *from = p.partial + (int64_t)block * tile_rows * L::ranks;
+#pragma unroll 2
+        for (int i = 0; i < p.makers; i++, from += next)
+#pragma unroll
+            for (int u = 0; u < ITEMS; u++) {
+                const int item = min(first + u * preparers, items - 1);
+                const float4 *part =
+                    (const float4 *)(from + item % tile_rows * L::ranks + item / tile_rows * 8);
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    const float4 x = __ldcg(part + j);
+                    sum[u][j].x += x.x, sum[u][j].y += x.y, sum[u][j].z += x.z, sum[u][j].w += x.w;
+                }
+            }
+#pragma unroll
+        for (int u = 0; u < ITEMS; u++) {
+            const int item = min(first + u * preparers, items - 1), row = item % tile_rows,
+                      e = item / tile_rows;
+            uint32_t high[4], low[4];
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                split_pair(p.scale * sum[u][j].x, p.scale * sum[u][j].y, high[2 * j], low[2 * j]);
+                split_pair(p.scale * sum[u][j].z, p.scale * sum[u][j].w, high[2 * j + 1], low[2 * j + 1]);
+            }
+            put_eight(h, row, e, high);
+            put_eight(h, row, e + eights, low);
+            put_eight(h, row, e + 2 * eights, high);
+        }
+    }
+}
+
+__device__ __forceinline__ void await(const unsigned *ready, unsigned wanted) {
+    unsigned got;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(got) : "l"(ready) : "memory");
+    while (got < wanted);
+}
+
+/* The columns behind h₁ h₂ h₁: the bias's one, and zeros up to the 16 that wgmma takes; always the same. */
+template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int mine) {
+    const int begin = 3 * p.rank / 8, end = (p.h_columns + 15) / 16 * 2;
+    for (int i = mine + begin * tile_rows; i < end * tile_rows; i += preparers) {
+        const bool one = i / tile_rows == begin && p.h_columns > 3 * p.rank;
+        const uint32_t words[4] = {one ? 0x3f80u : 0u, 0, 0, 0};
+        put_eight(h, i % tile_rows, i / tile_rows, words);
+    }
+}
+
+template <class L> __device__ void prepare(const lora_job &p, const ring<L> &at) {
+    const int mine = (int)threadIdx.x - 32;
+    uint32_t parity = 0;
+    put_rest<L>(p, at.h(), mine);
+    for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
+        const int block = 2 * tile_of(p, i).pair + cluster_rank();
+        await(p.ready + block, 2 * p.makers);
+        barrier_wait(at.h_empty(), parity ^ 1);
+        sum_parts<L>(p, at.h(), block, mine);
+        fence_async();
+        barrier_arrive(at.h_full());
+    }
+}
+
+/* ---- multiplying: two warpgroups ---- */
+
+/* Both blocks of the pair may fill the stage again, as far as this warpgroup is concerned. */
+__device__ __forceinline__ void release(uint32_t empty) {
+    if (threadIdx.x % group < 2) barrier_arrive(empty, threadIdx.x % group);
+}
+
+/* Of this warpgroup's rows of a tile of x, or of h. */
+__device__ __forceinline__ uint64_t x_descriptor(uint32_t tile) {
+    return inner_descriptor(tile + (threadIdx.x / group - 1) * (tile_rows / 2 * 128));
+}
+template <class L> __device__ __forceinline__ uint64_t w_descriptor(const ring<L> &at) {
+    return L::outer_w ? outer_descriptor(at.data() + L::x_bytes) : inner_descriptor(at.data() + L::x_bytes);
+}
+
+/* sum ← x·w of the warpgroup's rows in so many steps, added to what is there if `keep`; and h ← x·a (high,
+ * then low ranks) where the tile makes h. A stage is released when the products of the next one are on their
+ * way. */
+template <bool MAKER, class L>
+__device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h)[L::ranks], ring<L> &at,
+                                         int steps, bool keep) {
+    uint32_t used = 0;
+    for (int i = 0; i < steps; i++, at.next()) {
+        barrier_wait(at.full(), at.parity);
+        const uint64_t x = x_descriptor(at.data()), w = w_descriptor(at);
+        wgmma_begin();
+#pragma unroll
+        for (int s = 0; s < 4; s++) wgmma<L::outer_w>(sum, x + 2 * s, w + L::w_step * s, keep || i + s > 0);
+        if (MAKER) {
+            const uint64_t a = inner_descriptor(at.data() + L::x_bytes + L::w_bytes);
+#pragma unroll
+            for (int s = 0; s < 4; s++) wgmma<false>(h, x + 2 * s, a + 2 * s, i + s > 0);
+        }
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (used) release(used);
+        used = at.empty();
+    }
+    wgmma_wait<0>();
+    settle(sum);
+    if (MAKER) settle(h);
+    if (used) release(used);
+}
+
+/* sum += h·b. */
+template <class L>
+__device__ __forceinline__ void add_low_rank(float (&sum)[L::columns / 2], ring<L> &at, int h_columns,
+                                             uint32_t parity) {
+    barrier_wait(at.h_full(), parity);
+    for (int done = 0; done < h_columns; done += tile_inner, at.next()) {
+        barrier_wait(at.full(), at.parity);
+        uint64_t h = x_descriptor(at.h() + done / tile_inner * L::x_bytes), b = w_descriptor(at);
+        const int end = min(h_columns - done, tile_inner);
+        wgmma_begin();
+#pragma unroll 1
+        for (int c = 0; c < end; c += 16, h += 2, b += L::w_step) wgmma<L::outer_w>(sum, h, b, true);
+        wgmma_commit();
+        wgmma_wait<0>();
+        settle(sum);
+        release(at.empty());
+    }
+    if (threadIdx.x % group == 0) barrier_arrive(at.h_empty());
+}
+
+/* Writes a maker's part of h of the warpgroup's rows, and says so. */
+template <class L> __device__ void publish(const lora_job &p, const float (&h)[L::ranks], const tile &t) {
+    const int lane = threadIdx.x % 32, block = 2 * t.pair + cluster_rank();
+    const int row = block * tile_rows + ((int)threadIdx.x - group) / 32 * 16 + lane / 4;
+    float *to = p.partial + ((int64_t)t.column * p.pairs * pair_rows + row) * L::ranks + lane % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int j = 0; j < L::ranks / 8; j++) {
+            const float *high = h + 4 * j + 2 * half, *low = high + L::ranks / 2;
+            *(float2 *)(to + half * 8 * L::ranks + 8 * j) = {high[0] + low[0], high[1] + low[1]};
+        }
+    warpgroup_sync(threadIdx.x / group);
+    if (threadIdx.x % group == 0)
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.ready + block) : "memory");
+}
+
+/* Of four lanes' 4 × 4 words, each lane's row becomes its column. */
+__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
+#pragma unroll
+    for (int bit = 1; bit < 4; bit *= 2) {
+        const bool upper = threadIdx.x & bit;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & bit) continue;
+            const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? words[i] : words[i + bit], bit);
+            (upper ? words[i] : words[i + bit]) = got;
+        }
+    }
+}
+
+/* Rounds the sums, and stores eight columns of a row at once. */
+template <int N>
+__device__ __forceinline__ void store(const lora_job &p, const float (&sum)[N], int row0, int column0) {
+    const int lane = threadIdx.x % 32;
+    row0 += ((int)threadIdx.x - group) / 32 * 16 + lane / 4;
+    column0 += lane % 4 * 8;
+#pragma unroll
+    for (int i = 0; i < N / 16; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = row0 + 8 * half, column = column0 + 32 * i;
+            uint32_t words[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                words[j] = pair_of(__float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half]),
+                                   __float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half + 1]));
+            transpose_quad(words);
+            if (row < p.m && column < p.n)
+                *(uint4 *)(p.y + (int64_t)row * p.n + column) = {words[0], words[1], words[2], words[3]};
+        }
+}
+
+template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {
+    uint32_t parity = 0;
+    for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
+        const tile t = tile_of(p, i);
+        const slice made = slice_of(p, t);
+        float sum[L::columns / 2], h[L::ranks];
+        const int before = made.begin - made.early, making = made.end - made.begin;
+        if (making > 0) {
+            multiply<false>(sum, h, at, before, false);
+            multiply<true>(sum, h, at, making, before > 0);
+            publish<L>(p, h, t);
+        }
+        multiply<false>(sum, h, at, p.steps - before - making, making > 0);
+        add_low_rank(sum, at, p.h_columns, parity);
+        store(p, sum, (2 * t.pair + cluster_rank()) * tile_rows, t.column * L::columns);
+    }
+}
+
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#error "Hopper's matrix instructions need the architecture 90a, not 90"
+#endif
+
+template <class L>
+__global__ __launch_bounds__(threads, 1) void lora_kernel(const __grid_constant__ tile_maps maps,
+                                                          const lora_job p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ char shared[];
+    ring<L> at;
+    at.memory = (shared_address(shared) + 1023) / 1024 * 1024;
+    at.barriers = at.h() + L::h_bytes;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < L::stages; i++) {
+            barrier_init(at.barriers + i * 16, 1);     /* full: the fetching thread; and bytes */
+            barrier_init(at.barriers + i * 16 + 8, 4); /* empty: the pair's multiplying warpgroups */
+        }
+        barrier_init(at.h_full(), preparers);
+        barrier_init(at.h_empty(), 2);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        prefetch_map(&maps.x);
+        prefetch_map(&maps.w);
+    }
+    cluster_sync();
+    wait_for_previous_kernel();
+    if (threadIdx.x < group) {
+        fewer_registers<104>();
+        if (threadIdx.x == 0) fetch(maps, p, at);
+        if (threadIdx.x >= 32) prepare(p, at);
+    } else {
+        more_registers<200>();
+        make_tiles(p, at);
+    }
+    cluster_sync(); /* no block ends while its pair may still arrive at its barriers */
+#endif
+}
+
+} // namespace
+
+#endif
