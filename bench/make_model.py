@@ -136,9 +136,8 @@ def config(a):
 def adapter_config(a):
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": a.rank, "lora_alpha": 2 * a.rank, "lora_dropout": 0.0,
-        "bias": "none", 
-        "target_modules": list(LINEARS), "layers_to_transform": adapted(a), "layers_pattern": "layers", "inference_mode": False, "fan_in_fan_out": False,
-        "base_model_name_or_path": "random",
+        "bias": "none", "target_modules": list(LINEARS), "layers_to_transform": adapted(a), "layers_pattern": "layers",
+        "inference_mode": False, "fan_in_fan_out": False, "base_model_name_or_path": "random",
     }  # fmt: skip
 
 
