@@ -3,6 +3,8 @@
  * three. */
 #include "simd_helpers.h"
 
+#include "ops/desc.h"
+
 #if defined(TAPER_CUSTOM_KERNELS) && defined(__x86_64__)
 
 /* ---- products ---- */
@@ -99,7 +101,7 @@ static const tp_dtype float_types[] = {TP_F32, TP_BF16, TP_F16};
 
 Test(simd, pointwise_same_shape) {
     for (int op = TPI_NEG; op <= TPI_GELU_TANH_GRAD; op++) {
-        if (op == TPI_WHERE || op == TPI_CAST) continue;
+        if (op == TPI_WHERE || op == TPI_CAST || !(tpi_ops[op].flags & TPI_FLAG_POINTWISE)) continue;
         bool unary = op < TPI_ADD;
         tpi_attr_scalar scalar = {1.25};
         tpi_attr_index how = {TP_LT};
