@@ -159,6 +159,8 @@ int main(int argc, char **argv) {
     if (tp_context_create(&ctx, NULL) != TP_OK || tpi_threads_create(&threads, 1) != TP_OK) return 1;
     if (!(gpu = tp_device_cuda(ctx, 0))) {
         printf("skipped: %s\n", tp_error_message());
+        tp_context_destroy(ctx);
+        tpi_threads_destroy(threads);
         return 77;
     }
     setvbuf(stdout, NULL, _IOLBF, 0); /* what was found is told even if a kernel never ends */

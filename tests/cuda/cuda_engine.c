@@ -291,6 +291,8 @@ int main(void) {
     cpu = tp_device_cpu(ctx);
     if (!(gpu = tp_device_cuda(ctx, 0))) {
         printf("skipped: %s\n", tp_error_message());
+        tp_graph_destroy(g);
+        tp_context_destroy(ctx);
         return 77;
     }
     crossing();
