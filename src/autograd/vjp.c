@@ -57,8 +57,7 @@ static bool known(const tp_lazy *x, double *value) {
 
 tp_lazy *tpi_times(tp_lazy *dy, tp_lazy *x) {
     double value;
-    bool alike = dy && x && dy->record.dtype == x->record.dtype && dy->record.rank == x->record.rank &&
-                 !memcmp(tpi_node_shape(dy), tpi_node_shape(x), x->record.rank * sizeof(int64_t));
+    bool alike = dy && x && dy->record.dtype == x->record.dtype && tpi_vjp_same_shape(dy, x);
     return alike && known(dy, &value) ? tpi_scaled(x, value) : tp_lazy_mul(dy, x);
 }
 

@@ -9,6 +9,8 @@
 
 #include "graph/node.h"
 
+#include <string.h>
+
 struct tpi_vjp {
     tp_lazy *node;
     tp_lazy *dy;        /* the gradient of output 0 */
@@ -29,6 +31,11 @@ tp_lazy *tpi_unbroadcast(tp_lazy *gradient, const tp_lazy *input);
 
 /* x · s; x itself for s = 1. */
 tp_lazy *tpi_scaled(tp_lazy *x, double s);
+
+static inline bool tpi_vjp_same_shape(const tp_lazy *a, const tp_lazy *b) {
+    return a->record.rank == b->record.rank &&
+           memcmp(tpi_node_shape(a), tpi_node_shape(b), a->record.rank * sizeof(int64_t)) == 0;
+}
 
 /* dy · x, of one shape. Where dy is one known number, as below a sum or a mean, that number scales x: no
  * gradient of equal elements is written and read. */

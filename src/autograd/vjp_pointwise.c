@@ -1,8 +1,6 @@
 /* Reverse rules of pointwise operations: dx = dy · f'(x), summed where the input was broadcast. */
 #include "autograd/vjp.h"
 
-#include <string.h>
-
 #define RULE(name) void tpi_vjp_##name(tpi_vjp *call)
 
 static void give(tpi_vjp *call, int k, tp_lazy *gradient) {
@@ -120,14 +118,10 @@ RULE(where) {
     if (call->wanted[2]) give(call, 2, tp_lazy_where(condition, zero, call->dy));
 }
 
-static bool same_shape(const tp_lazy *a, const tp_lazy *b) {
-    return a->record.rank == b->record.rank &&
-           memcmp(tpi_node_shape(a), tpi_node_shape(b), a->record.rank * sizeof(int64_t)) == 0;
-}
-
 RULE(silu_mul) {
     tp_lazy *gate = tpi_vjp_in(call, 0);
-    if (call->wanted[0] && call->wanted[1] && same_shape(tpi_vjp_like(call, 0), tpi_vjp_like(call, 1))) {
+    if (call->wanted[0] && call->wanted[1] &&
+        tpi_vjp_same_shape(tpi_vjp_like(call, 0), tpi_vjp_like(call, 1))) {
         tp_lazy *in[] = {gate, tpi_vjp_in(call, 1), call->dy};
         call->dx[0] = tpi_record_op(NULL, NULL, TPI_SILU_MUL_GRAD, in, 3, NULL, 0);
         call->dx[1] = tpi_record_part(call->dx[0], 1);

@@ -105,12 +105,21 @@ tp_status tpi_device_read(tp_device *device, void *to, const void *from, size_t 
     return TP_OK;
 }
 
-/* Writes all of a fresh storage; what reads it waits for that. */
-static tp_status fill_storage(tpi_storage *storage, const void *from, size_t bytes) {
+/* Writes to a storage's memory; what reads it waits for that. */
+static tp_status write_storage(tpi_storage *storage, void *to, const void *from, size_t bytes) {
     tp_device *device = storage->device;
-    TPI_TRY(tpi_device_write(device, storage->data, from, bytes));
+    TPI_TRY(tpi_device_write(device, to, from, bytes));
     if (device->calls) storage->mark = device->calls->mark(device->state);
     return TP_OK;
+}
+
+int64_t tpi_span(int rank, const int64_t *shape, const int64_t *stride) {
+    int64_t last = 0;
+    for (int d = 0; d < rank; d++) {
+        if (shape[d] == 0) return 0;
+        last += (shape[d] - 1) * stride[d];
+    }
+    return last + 1;
 }
 
 /* ---- storages ---- */
@@ -206,7 +215,8 @@ tp_status tp_tensor_from_data(tp_device *device, tp_dtype dtype, int rank, const
                               const void *data, tp_tensor **out) {
     if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_from_data: out is NULL");
     TPI_TRY(tpi_tensor_create(device, dtype, rank, shape, out));
-    return release_unless(fill_storage((*out)->storage, data, (size_t)(*out)->count * tp_dtype_size(dtype)),
+    return release_unless(write_storage((*out)->storage, (*out)->storage->data, data,
+                                        (size_t)(*out)->count * tp_dtype_size(dtype)),
                           out);
 }
 
@@ -250,8 +260,8 @@ static tp_status end_filling(filling *f, tp_tensor **out) {
     tp_status status = TP_OK;
     *out = f->tensor;
     if (!tpi_is_host(f->tensor->storage->device)) {
-        status = fill_storage(f->tensor->storage, f->data,
-                              (size_t)f->tensor->count * tp_dtype_size(f->tensor->dtype));
+        status = write_storage(f->tensor->storage, f->tensor->storage->data, f->data,
+                               (size_t)f->tensor->count * tp_dtype_size(f->tensor->dtype));
         tpi_free(f->data);
     }
     return release_unless(status, out);
@@ -407,14 +417,6 @@ static void copy_converted(const tp_tensor *tensor, const void *data, tp_dtype d
     }
 }
 
-/* Bytes from the tensor's first element to behind its last. */
-static size_t span_bytes(const tp_tensor *tensor) {
-    int64_t last = 0;
-    if (tensor->count == 0) return 0;
-    for (int d = 0; d < tensor->rank; d++) last += (tensor->shape[d] - 1) * tensor->stride[d];
-    return (size_t)(last + 1) * tp_dtype_size(tensor->dtype);
-}
-
 /* From a device: through a copy of the bytes where they must be converted. */
 static tp_status read_far(const tp_tensor *tensor, tp_dtype dtype, void *out, size_t bytes) {
     const tpi_storage *storage = tensor->storage;
@@ -422,7 +424,8 @@ static tp_status read_far(const tp_tensor *tensor, tp_dtype dtype, void *out, si
     TPI_TRY(tpi_tensor_wait(tensor));
     if (tensor->contiguous && dtype == tensor->dtype)
         return tpi_device_read(storage->device, out, from, bytes, storage->mark);
-    const size_t span = span_bytes(tensor);
+    const size_t span =
+        (size_t)tpi_span(tensor->rank, tensor->shape, tensor->stride) * tp_dtype_size(tensor->dtype);
     void *copy = tpi_malloc(span);
     if (!copy) return TP_ENOMEM;
     tp_status status = tpi_device_read(storage->device, copy, from, span, storage->mark);
@@ -481,7 +484,5 @@ tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes) {
                         tensor->contiguous ? "memory of the caller" : "a strided view");
     tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
-    TPI_TRY(tpi_device_write(storage->device, tpi_tensor_pointer(tensor), data, bytes));
-    if (storage->device->calls) storage->mark = storage->device->calls->mark(storage->device->state);
-    return TP_OK;
+    return write_storage(storage, tpi_tensor_pointer(tensor), data, bytes);
 }

@@ -89,6 +89,9 @@ tp_status tpi_tensor_peek(const tp_tensor *tensor, size_t begin, size_t bytes, v
 /* Row-major strides of a shape. */
 void tpi_row_major(int rank, const int64_t *shape, int64_t *stride);
 
+/* Elements from the first to behind the last, gaps included; 0 where there is none. */
+int64_t tpi_span(int rank, const int64_t *shape, const int64_t *stride);
+
 /* True if sizes and strides are row-major without gaps; sizes of 1 do not count. */
 bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride);
 

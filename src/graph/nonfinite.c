@@ -97,12 +97,10 @@ static tp_status operand_data(const tpi_run *run, uint32_t number, int k, const 
     const tpi_step *step = &run->plan->steps[number];
     const tpi_operand *o = &step->operands[k];
     tp_device *device = run->plan->device;
-    int64_t last = 0;
     *copy = NULL;
     *data = run->slots[step->slots[k]];
     if (tpi_is_host(device) || !*data || o->count == 0) return TP_OK;
-    for (int d = 0; d < o->rank; d++) last += (o->shape[d] - 1) * o->stride[d];
-    const size_t bytes = (size_t)(last + 1) * tp_dtype_size((tp_dtype)o->dtype);
+    const size_t bytes = (size_t)tpi_span(o->rank, o->shape, o->stride) * tp_dtype_size((tp_dtype)o->dtype);
     if (!(*copy = tpi_malloc(bytes))) return TP_ENOMEM;
     tp_status status = tpi_device_read(device, *copy, *data, bytes, device->calls->mark(device->state));
     if (status != TP_OK) tpi_free(*copy);

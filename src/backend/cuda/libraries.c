@@ -7,7 +7,6 @@
 #include "core/hash.h"
 
 #include <dlfcn.h>
-#include <stdio.h>
 #include <string.h>
 
 typedef struct library {
@@ -15,7 +14,6 @@ typedef struct library {
     const char *const *names; /* of the functions, ended by NULL */
     void *table;              /* a pointer for each name */
     bool complete;
-    char trouble[256]; /* if it is not */
 } library;
 
 #define TPI_NAME(name) #name,
@@ -24,15 +22,13 @@ static const char *const cublaslt_names[] = {TPI_CUBLASLT_FUNCTIONS(TPI_NAME) NU
 #undef TPI_NAME
 
 static tpi_cublaslt_api cublaslt_table;
-static library cublaslt = {cublaslt_files, cublaslt_names, &cublaslt_table, false, ""};
+static library cublaslt = {cublaslt_files, cublaslt_names, &cublaslt_table, false};
 
-/* The first file that opens; keeps the loader's words about the first that does not. */
-static void *open_any(library *lib) {
+/* The first file that opens. */
+static void *open_any(const library *lib) {
     for (int i = 0; lib->files[i]; i++) {
         void *handle = dlopen(lib->files[i], RTLD_NOW | RTLD_LOCAL);
         if (handle) return handle;
-        const char *words = dlerror();
-        if (i == 0) snprintf(lib->trouble, sizeof lib->trouble, "%s", words ? words : lib->files[i]);
     }
     return NULL;
 }
@@ -44,7 +40,6 @@ static void load(library *lib) {
     for (int i = 0; lib->names[i]; i++) {
         void *function = dlsym(handle, lib->names[i]);
         if (!function) {
-            snprintf(lib->trouble, sizeof lib->trouble, "%s has no %s", lib->files[0], lib->names[i]);
             dlclose(handle);
             return;
         }
@@ -65,10 +60,6 @@ const tpi_cublaslt_api *tpi_cublaslt(void) {
 
 bool tpi_cublaslt_available(void) {
     return tpi_cublaslt() != NULL;
-}
-
-tp_status tpi_cublaslt_require(void) {
-    return tpi_cublaslt() ? TP_OK : tpi_fail(TP_EUNSUPPORTED, "cuBLASLt: %s", cublaslt.trouble);
 }
 
 /* ---- of one device ---- */

@@ -43,9 +43,6 @@ const tpi_cublaslt_api *tpi_cublaslt(void);
 
 bool tpi_cublaslt_available(void);
 
-/* TP_OK, or TP_EUNSUPPORTED with the loader's own words. */
-tp_status tpi_cublaslt_require(void);
-
 /* ---- of one device ---- */
 
 /* What was prepared for one shape (descriptors, an algorithm, an execution plan) begins with this. */
