@@ -5,7 +5,14 @@
 
 #include <stdint.h>
 
-static inline void tpi_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
+#ifdef __CUDACC__
+#define TPI_ANYWHERE __host__ __device__
+#else
+#define TPI_ANYWHERE
+#endif
+
+TPI_ANYWHERE static inline void tpi_philox(const uint32_t key[2], const uint32_t counter[4],
+                                           uint32_t out[4]) {
     uint32_t k0 = key[0], k1 = key[1], c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;

@@ -1,26 +1,18 @@
 /* Dropout: element i of stream s is decided by Philox4x32-10 with counter (i, s), so the mask is never stored
  * and is the CPU's, bit for bit. Ten rounds for each element bind this kernel, more than memory does. */
 #include "backend/cuda/device.cuh"
+#include "core/random.h"
 
 namespace {
 
 #define THREADS 256
 
-/* The first word of tpi_philox (core/random.h). */
-__device__ __forceinline__ uint32_t first_word(uint32_t k0, uint32_t k1, uint64_t element, uint64_t stream) {
-    uint32_t c0 = (uint32_t)element, c1 = (uint32_t)(element >> 32);
-    uint32_t c2 = (uint32_t)stream, c3 = (uint32_t)(stream >> 32);
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
-        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)p1;
-        c3 = (uint32_t)p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return c0;
+__device__ __forceinline__ uint32_t first_word(const uint32_t key[2], uint64_t element, uint64_t stream) {
+    const uint32_t counter[4] = {(uint32_t)element, (uint32_t)(element >> 32), (uint32_t)stream,
+                                 (uint32_t)(stream >> 32)};
+    uint32_t random[4];
+    tpi_philox(key, counter, random);
+    return random[0];
 }
 
 struct choice {
@@ -43,10 +35,10 @@ __global__ void __launch_bounds__(THREADS)
         p = *(const pack<T, V> *)(x + i);
     else
         for (int j = 0; j < V; j++) p.at[j] = i + j < count ? x[i + j] : from_f32<T>(0.0f);
-    const uint32_t k0 = (uint32_t)c.seed[0], k1 = (uint32_t)c.seed[c.seed_stride];
+    const uint32_t key[2] = {(uint32_t)c.seed[0], (uint32_t)c.seed[c.seed_stride]};
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        const bool dropped = first_word(k0, k1, (uint64_t)(i + j), c.stream) >> 8 < c.limit;
+        const bool dropped = first_word(key, (uint64_t)(i + j), c.stream) >> 8 < c.limit;
         p.at[j] = from_f32<T>(dropped ? 0.0f : to_f32(p.at[j]) * c.scale);
     }
     if (whole)
