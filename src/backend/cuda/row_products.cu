@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(WARPS * 32, resident_warps / WARPS)
         make_rows<T>(p, normed);
         if (row) row = normed + g * p.k;
     }
-    while (k < p.k) {
+    while (k - 8 * t < p.k) { /* the warp's lanes stay together: the mma is all theirs */
         multiply<NORM>(sum, weights, row, k, p.k);
         k += WARPS * chunk;
         weights.load(k, p.k);
