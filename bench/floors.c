@@ -139,8 +139,10 @@ static double share(const product *p, limits *machine) {
 
 /* ---- plans of a training run ---- */
 
-/* Steps of rows of many lengths, as they come in the verses. */
-static double hit_rate(void) {
+#define STEPS 80
+
+/* The share of steps that planned nothing, of rows of many lengths, as they come in the verses. */
+static double planned_before(void) {
     char out[] = "/tmp/taper-floors-XXXXXX", command[64];
     tp_context_stats stats;
     tp_trainer *trainer;
@@ -148,7 +150,7 @@ static double hit_rate(void) {
     tp_train_options options = TP_TRAIN_OPTIONS_INIT;
     if (!mkdtemp(out)) exit(1);
     options.model = "models/taper-wick", options.data = "data/verses", options.out = out;
-    options.batch_size = 1, options.iters = 80, options.eval_every = 0, options.val_batches = 1;
+    options.batch_size = 1, options.iters = STEPS, options.eval_every = 0, options.val_batches = 1;
     bench_must(tp_trainer_create(&trainer, tp_device_cpu(ctx), &options));
     bench_must(tp_trainer_run(trainer));
     tp_context_get_stats(ctx, &stats);
@@ -156,9 +158,8 @@ static double hit_rate(void) {
     tp_context_destroy(ctx);
     snprintf(command, sizeof command, "rm -r %s", out);
     if (system(command) != 0) exit(1);
-    printf("training: %llu plans made, %llu found\n", (unsigned long long)stats.plan_misses,
-           (unsigned long long)stats.plan_hits);
-    return (double)stats.plan_hits / (double)(stats.plan_hits + stats.plan_misses);
+    printf("training: %llu plans made in %d steps\n", (unsigned long long)stats.plan_misses, STEPS);
+    return 1.0 - (double)stats.plan_misses / STEPS;
 }
 
 /* ---- the figures ---- */
@@ -173,7 +174,7 @@ int main(void) {
     figure figures[] = {{"nodes recorded and bound in 100 steps of a hash", 0, 1.0},
                         {products[0].name, 0, 0.2},
                         {products[1].name, 0, 0.25},
-                        {"plans found in the cache while training", hit_rate(), 0.9}};
+                        {"training steps with a plan that was there", planned_before(), 0.9}};
     limits *machine = limits_open(1);
     bool all = true;
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {

@@ -153,3 +153,22 @@ Test(memory, a_large_recording_gives_its_tables_back) {
     cr_assert_eq(g->capacity, 0);
     must(tp_lazy_eval(tp_lazy_neg(vector4(1, 2, 3, 4)), NULL));
 }
+
+/* A loop that takes and gives back the same sizes meets the same addresses again, whatever else is kept. */
+Test(memory, small_blocks_are_kept_beside_a_large_one) {
+    tpi_memory *memory = tp_device_cpu(ctx)->memory;
+    void *large, *first[3], *second[3];
+    must(tpi_memory_take(memory, (size_t)300 << 20, &large)); /* more than is kept of one class */
+    tpi_memory_give(memory, large, (size_t)300 << 20);
+    for (int i = 0; i < 3; i++) must(tpi_memory_take(memory, 1000, &first[i]));
+    for (int i = 0; i < 3; i++) tpi_memory_give(memory, first[i], 1000);
+    const uint64_t kept = tpi_memory_get_stats(memory).kept;
+    for (int i = 2; i >= 0; i--) must(tpi_memory_take(memory, 1000, &second[i]));
+    for (int i = 0; i < 3; i++) {
+        cr_assert_eq(first[i], second[i]);
+        tpi_memory_give(memory, second[i], 1000);
+    }
+    cr_assert_eq(tpi_memory_get_stats(memory).kept, kept);
+    tpi_memory_trim(memory);
+    cr_assert_eq(tpi_memory_get_stats(memory).kept, 0);
+}

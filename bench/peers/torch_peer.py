@@ -13,6 +13,20 @@ import torch
 import torch.nn.functional as F
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+# Without such instructions PyTorch's products of bf16 take several times as long as those of f32.
+MULTIPLIES_BF16 = any(flag in Path("/proc/cpuinfo").read_text().split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def best_dtype(keys):
+    """The quicker dtype for a work of this dtype; ways say so where it is another."""
+    wanted = keys.get("dtype", "f32")
+    return wanted if MULTIPLIES_BF16 else "f32"
+
+
+def named_ways(keys, ways):
+    """Entries by way, with the dtype in the name where it is not the work's."""
+    same = best_dtype(keys) == keys.get("dtype", "f32")
+    return ways if same else {f"{way}-f32": f for way, f in ways.items()}
 
 
 # ---- operations: the works of bench/works_operations.c ----
@@ -63,7 +77,7 @@ def load(folder, name, dtype):
 
 def operation(name, keys):
     """The function of the work, its tensors, and the numbers of those whose gradients are wanted."""
-    folder, dtype = keys["inputs"], DTYPES[keys.get("dtype", "f32")]
+    folder, dtype = keys["inputs"], DTYPES[best_dtype(keys)]
     if name == "add_chain":
         function, names, wanted = add_chain(keys), "x y", ""
     elif name == "rope":
@@ -99,7 +113,7 @@ def make_operation(name, keys):
     ways = {"eager": function}
     if keys.number("compile", 1):
         ways["compile"] = torch.compile(function)
-    return peer.entry(keys, ways, whole, named)
+    return peer.entry(keys, named_ways(keys, ways), whole, named)
 
 
 # ---- whole models ----
@@ -110,7 +124,7 @@ def load_model(keys):
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(keys["model"], dtype=DTYPES[keys.get("dtype", "f32")])
+    return AutoModelForCausalLM.from_pretrained(keys["model"], dtype=DTYPES[best_dtype(keys)])
 
 
 def make_training(keys):
@@ -144,6 +158,7 @@ def make_training(keys):
     ways = {"eager": model}
     if keys.number("compile", 1):
         ways["compile"] = torch.compile(model)
+    ways = named_ways(keys, ways)
     return peer.Entry(
         {way: lambda f=f: (step(f), None)[1] for way, f in ways.items()},
         {way: lambda f=f: losses(f) for way, f in ways.items()},
@@ -158,8 +173,8 @@ def make_load(keys):
         model = load_model(keys).eval()
         return model(input_ids=load(keys["inputs"], "ids", None).long()[None], logits_to_keep=1).logits[:, -1]
 
-    ways = {"eager": lambda: (logits(), None)[1]}
-    return peer.Entry(ways, {"eager": lambda: {"logits": logits().float().numpy()}})
+    ways = named_ways(keys, {"eager": lambda: (logits(), None)[1]})
+    return peer.Entry(ways, {way: lambda: {"logits": logits().float().numpy()} for way in ways})
 
 
 def make_generation(name, keys):
@@ -187,7 +202,7 @@ def make_generation(name, keys):
         _, cache = forward(ids[:, :-1], None)
         return {"logits": forward(ids[:, -1:], cache)[0].float().numpy()}
 
-    return peer.Entry({"eager": run}, {"eager": results})
+    return peer.Entry(named_ways(keys, {"eager": run}), named_ways(keys, {"eager": results}))
 
 
 def make(name, keys):

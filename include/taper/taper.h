@@ -1,7 +1,7 @@
 /* taper: lazy tensors, LoRA fine-tuning and text generation in C.
  *
- * This header includes all others. Read them in this order: status, context, tensor, graph, ops; eager and
- * lora for the two ways to compute; model, adapter, tokenizer, train, generate for language models.
+ * This header includes all others. Read them in this order: status, context, tensor, graph, ops, program;
+ * eager and lora for the two ways to compute; model, adapter, tokenizer, train, generate for language models.
  *
  *     tp_context *ctx;
  *     tp_graph *g;
@@ -26,6 +26,7 @@
 #include "taper/lora.h"
 #include "taper/model.h"
 #include "taper/ops.h"
+#include "taper/program.h"
 #include "taper/status.h"
 #include "taper/tensor.h"
 #include "taper/tokenizer.h"

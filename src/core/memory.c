@@ -26,7 +26,8 @@ struct tpi_memory {
     tpi_memory_source source; /* allocate NULL: the host */
     tpi_memory_stats stats;
     block *kept[CLASSES];
-    block *spare; /* blocks of a device that hold nothing now */
+    uint64_t beyond; /* bytes of them beyond the one of each class that is kept in any case */
+    block *spare;    /* blocks of a device that hold nothing now */
 };
 
 /* `steps` classes to a power of two: the number above that of 2^low, whose multiples the sizes are. */
@@ -80,22 +81,28 @@ static void free_block(const tpi_memory *memory, void *data) {
         tpi_free(data);
 }
 
-/* Puts a block away for its class; false where there is no memory to remember it. */
-static bool keep_block(tpi_memory *memory, int c, void *data) {
+/* Puts a block away for its class; false where too much is kept, or there is no memory to remember it. */
+static bool keep_block(tpi_memory *memory, int c, size_t bytes, void *data) {
+    const uint64_t beyond = memory->kept[c] ? bytes : 0;
+    if (beyond && memory->beyond + beyond > KEEP_BYTES) return false;
     block *b = memory->source.allocate ? memory->spare : data;
     if (!b && !(b = tpi_malloc(sizeof *b))) return false;
     if (b == memory->spare) memory->spare = b->next;
     *b = (block){memory->kept[c], data};
     memory->kept[c] = b;
+    memory->beyond += beyond;
+    memory->stats.kept += bytes;
     return true;
 }
 
 /* NULL where no block of the class is kept. */
-static void *kept_block(tpi_memory *memory, int c) {
+static void *kept_block(tpi_memory *memory, int c, size_t bytes) {
     block *b = memory->kept[c];
     if (!b) return NULL;
     void *data = b->data;
     memory->kept[c] = b->next;
+    memory->stats.kept -= bytes;
+    if (b->next) memory->beyond -= bytes;
     if (memory->source.allocate) {
         b->next = memory->spare;
         memory->spare = b;
@@ -105,8 +112,8 @@ static void *kept_block(tpi_memory *memory, int c) {
 
 static void trim(tpi_memory *memory) {
     for (int c = 0; c < CLASSES; c++)
-        for (void *data; (data = kept_block(memory, c));) free_block(memory, data);
-    memory->stats.kept = 0;
+        for (void *data; (data = kept_block(memory, c, 0));) free_block(memory, data);
+    memory->stats.kept = memory->beyond = 0;
 }
 
 void tpi_memory_destroy(tpi_memory *memory) {
@@ -134,8 +141,7 @@ tp_status tpi_memory_take(tpi_memory *memory, size_t bytes, void **out) {
     int c = class_of(bytes, &rounded);
     pthread_mutex_lock(&memory->lock);
     tpi_memory_stats *stats = &memory->stats;
-    void *data = kept_block(memory, c);
-    if (data) stats->kept -= rounded;
+    void *data = kept_block(memory, c, rounded);
     bool over = memory->limit && stats->now + rounded > memory->limit;
     if (!over && memory->limit && stats->now + stats->kept + rounded > memory->limit) trim(memory);
     tp_status status = TP_OK;
@@ -164,9 +170,7 @@ void tpi_memory_give(tpi_memory *memory, void *data, size_t bytes) {
     pthread_mutex_lock(&memory->lock);
     memory->stats.now -= rounded;
     memory->stats.blocks--;
-    bool keep =
-        (!memory->kept[c] || memory->stats.kept + rounded <= KEEP_BYTES) && keep_block(memory, c, data);
-    if (keep) memory->stats.kept += rounded;
+    bool keep = keep_block(memory, c, rounded, data);
     pthread_mutex_unlock(&memory->lock);
     if (!keep) free_block(memory, data);
 }

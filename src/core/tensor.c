@@ -365,9 +365,13 @@ void tpi_storage_set_busy(tpi_storage *storage, tp_event *event) {
     tp_event_release(old);
 }
 
-tp_status tpi_storage_check(const tpi_storage *storage) {
+tp_status tpi_storage_check(tpi_storage *storage) {
     tp_event *lost = atomic_load_explicit(&storage->lost, memory_order_acquire);
-    return lost ? tp_event_wait(lost) : TP_OK;
+    if (lost) return tp_event_wait(lost);
+    if (!atomic_load_explicit(&storage->unchecked, memory_order_relaxed)) return TP_OK;
+    TPI_TRY(storage->device->calls->wait(storage->device->state, storage->mark));
+    atomic_store_explicit(&storage->unchecked, false, memory_order_relaxed);
+    return TP_OK;
 }
 
 void tpi_storage_lose(tpi_storage *storage, tp_event *event) {
@@ -375,15 +379,15 @@ void tpi_storage_lose(tpi_storage *storage, tp_event *event) {
 }
 
 tp_status tpi_tensor_wait(const tp_tensor *tensor) {
-    const tpi_storage *storage = tensor->storage;
-    if (storage->unchecked) return storage->device->calls->wait(storage->device->state, storage->mark);
-    if (!atomic_load_explicit(&tensor->storage->busy, memory_order_relaxed)) return TP_OK;
-    pthread_mutex_lock(&busy_lock);
-    tp_event *event = tpi_event_retain(atomic_load(&tensor->storage->busy));
-    pthread_mutex_unlock(&busy_lock);
-    tp_event_wait(event); /* what failed may have read the tensor only */
-    tp_event_release(event);
-    return tpi_storage_check(tensor->storage);
+    tpi_storage *storage = tensor->storage;
+    if (atomic_load_explicit(&storage->busy, memory_order_relaxed)) {
+        pthread_mutex_lock(&busy_lock);
+        tp_event *event = tpi_event_retain(atomic_load(&storage->busy));
+        pthread_mutex_unlock(&busy_lock);
+        tp_event_wait(event); /* what failed may have read the tensor only */
+        tp_event_release(event);
+    }
+    return tpi_storage_check(storage);
 }
 
 const void *tp_tensor_data(const tp_tensor *tensor) {

@@ -37,7 +37,7 @@ struct tpi_storage {
     bool foreign, has_first;
     uint64_t version;         /* counts the assignments: a leaf recorded before one is stale */
     uint64_t mark;            /* where in the device's order its contents are made */
-    bool unchecked;           /* the evaluation that makes it may still fail */
+    atomic_bool unchecked;    /* on a device: the evaluation that makes it may still fail */
     _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
     _Atomic(tp_event *) lost; /* the queued evaluation that should have made it and failed; owned */
     tp_tensor first;
@@ -68,8 +68,9 @@ static inline void *tpi_tensor_pointer(const tp_tensor *t) {
 /* Waits for queued evaluations that use the tensor. Fails if the one that should have made it failed. */
 tp_status tpi_tensor_wait(const tp_tensor *tensor);
 
-/* The status of the evaluation that made the storage, which has ended. */
-tp_status tpi_storage_check(const tpi_storage *storage);
+/* The status of the evaluation that made the storage, which has ended, or is on a device with its own order:
+ * one that may fail there is waited for, once. */
+tp_status tpi_storage_check(tpi_storage *storage);
 
 /* Says that `event`'s evaluation, which fails, leaves the storage without its contents. Before the event
  * ends. */

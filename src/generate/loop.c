@@ -2,7 +2,8 @@
  *
  * The trick is that few plans serve all of it. A chunk is padded to a power of two; its padding writes keys
  * and values that no earlier position sees and that later tokens overwrite. The cache's capacity is a power
- * of two as well and doubles when it is full. What changes from row to row is in three small tensors.
+ * of two as well and doubles when it is full. What changes from row to row is in three small tensors,
+ * so the pass over one token is a program, recorded once for a cache.
  *
  * A greedy choice is a part of the pass and becomes the next pass's token where it is made. So a device that
  * works by itself gets the next pass before the host has read the choice, and waits for nobody; a text that
@@ -10,6 +11,7 @@
 #include "generate/sampling.h"
 #include "generate/stream.h"
 #include "taper/ops.h"
+#include "taper/program.h"
 
 #include "core/alloc.h"
 #include "core/device.h"
@@ -33,13 +35,15 @@ struct tp_generator {
     tp_kv_cache *cache;     /* NULL before the first prompt */
     tp_tensor *token;       /* i32 [1, 1]: the next pass's, state that a greedy pass assigns */
     tp_tensor *start, *row; /* i32 [1] */
-    float *scores;          /* the logits of one position, on the host */
+    tp_program *steps[2]; /* a pass over `token`, with this cache; [1] is the greedy one; NULL until needed */
+    float *scores;        /* the logits of one position, on the host */
 };
 
-/* What a pass leaves of its last position. Owned. */
+/* What a pass leaves of its last position, owned: the logits, f32, vocab elements; or, where the choice is
+ * greedy, the likeliest, i32 [1], and its logit [1]. */
+enum { LOGITS = 0, LIKELIEST = 0, TOP = 1, OUTCOMES = 2 };
 typedef struct outcome {
-    tp_tensor *logits;          /* f32, vocab elements; NULL where the choice is greedy: */
-    tp_tensor *likeliest, *top; /* i32 [1], and its logit [1] */
+    tp_tensor *of[OUTCOMES];
 } outcome;
 
 /* One generation. */
@@ -99,8 +103,16 @@ tp_status tp_generator_create(tp_generator **out, const tp_model *model, tp_toke
     return status;
 }
 
+static void forget_steps(tp_generator *g) {
+    for (int i = 0; i < 2; i++) {
+        tp_program_destroy(g->steps[i]);
+        g->steps[i] = NULL;
+    }
+}
+
 void tp_generator_destroy(tp_generator *g) {
     if (!g) return;
+    forget_steps(g);
     tp_graph_destroy(g->graph);
     tp_kv_cache_destroy(g->cache);
     tp_tensor_release(g->token);
@@ -150,6 +162,7 @@ static tp_status reserve(tp_generator *g, int64_t position, int64_t wanted) {
         return status;
     }
     tp_graph_reset(g->graph);
+    forget_steps(g);
     tp_kv_cache_destroy(g->cache);
     g->cache = cache;
     return TP_OK;
@@ -158,14 +171,13 @@ static tp_status reserve(tp_generator *g, int64_t position, int64_t wanted) {
 /* ---- the model ---- */
 
 static void release_outcome(outcome *o) {
-    tp_tensor_release(o->logits);
-    tp_tensor_release(o->likeliest);
-    tp_tensor_release(o->top);
+    for (int i = 0; i < OUTCOMES; i++) tp_tensor_release(o->of[i]);
     *o = (outcome){0};
 }
 
-/* Records the pass over tokens i32 [1, T]; the logits are those of row `g->row`, or of the only one. */
-static tp_lazy *record_pass(run *r, tp_tensor *tokens) {
+/* Records the pass over tokens i32 [1, T]; the logits are those of row `g->row`, or of the only one. Returns
+ * how many outputs tell of its outcome. */
+static int record_pass(run *r, tp_tensor *tokens, tp_lazy *outputs[OUTCOMES]) {
     const tp_generator *g = r->generator;
     tp_forward f = TP_FORWARD_INIT;
     f.tokens = tp_lazy_from_tensor(g->graph, tokens);
@@ -174,32 +186,51 @@ static tp_lazy *record_pass(run *r, tp_tensor *tokens) {
     f.cache = g->cache;
     f.adapters = g->adapters;
     f.adapter_count = g->adapter_count;
-    return tp_lazy_reshape(tp_model_forward_lazy(g->model, &f), 1, &g->vocab);
-}
-
-static tp_status evaluate_pass(run *r, tp_lazy *logits) {
-    tp_generator *g = r->generator;
+    tp_lazy *logits = tp_lazy_reshape(tp_model_forward_lazy(g->model, &f), 1, &g->vocab);
     if (!r->greedy) {
-        tp_lazy *wide = tp_lazy_cast(logits, TP_F32);
-        return tp_graph_eval(g->graph, &wide, 1, &r->outcome.logits);
+        outputs[LOGITS] = tp_lazy_cast(logits, TP_F32);
+        return 1;
     }
-    tp_lazy *choice[] = {tp_lazy_argmax(logits, 0, true), tp_lazy_max(logits, 0, true)};
-    tp_tensor *results[2];
-    tp_lazy_assign(tp_lazy_from_tensor(g->graph, g->token), tp_lazy_reshape(choice[0], 2, (int64_t[]){1, 1}));
-    TPI_TRY(tp_graph_eval(g->graph, choice, 2, results));
-    r->outcome = (outcome){NULL, results[0], results[1]};
-    return TP_OK;
+    outputs[LIKELIEST] = tp_lazy_argmax(logits, 0, true);
+    outputs[TOP] = tp_lazy_max(logits, 0, true);
+    tp_lazy_assign(tp_lazy_from_tensor(g->graph, g->token),
+                   tp_lazy_reshape(outputs[LIKELIEST], 2, (int64_t[]){1, 1}));
+    return 2;
 }
 
-static tp_status run_pass(run *r, tp_tensor *tokens) {
-    tp_generator *g = r->generator;
+/* What comes before a pass. */
+static tp_status begin_pass(run *r) {
     const int32_t start = (int32_t)r->position;
-    TPI_TRY(tp_tensor_write(g->start, &start, sizeof start));
     release_outcome(&r->outcome);
-    tp_graph_reset(g->graph);
-    tp_status status = evaluate_pass(r, record_pass(r, tokens));
-    tp_graph_reset(g->graph);
+    return tp_tensor_write(r->generator->start, &start, sizeof start);
+}
+
+/* A pass of its own over a part of the prompt. */
+static tp_status run_pass(run *r, tp_tensor *tokens) {
+    tp_graph *graph = r->generator->graph;
+    tp_lazy *outputs[OUTCOMES];
+    TPI_TRY(begin_pass(r));
+    tp_graph_reset(graph);
+    const int count = record_pass(r, tokens, outputs);
+    tp_status status = tp_graph_eval(graph, outputs, count, r->outcome.of);
+    tp_graph_reset(graph);
     return status;
+}
+
+/* The pass over the token that g->token holds. It is recorded once for a cache. */
+static tp_status run_step(run *r) {
+    tp_generator *g = r->generator;
+    tp_program **step = &g->steps[r->greedy];
+    TPI_TRY(begin_pass(r));
+    if (!*step) {
+        tp_lazy *outputs[OUTCOMES];
+        tp_graph_reset(g->graph);
+        const int count = record_pass(r, g->token, outputs);
+        tp_status status = tp_program_create(step, g->graph, outputs, count);
+        tp_graph_reset(g->graph);
+        TPI_TRY(status);
+    }
+    return tp_program_run(*step, r->outcome.of);
 }
 
 /* Tokens of the prompt, padded. */
@@ -237,11 +268,10 @@ static tp_status read_prompt(run *r, const int32_t *ids, size_t count) {
     return TP_OK;
 }
 
-/* The pass over the token that g->token holds. */
+/* The token that g->token holds. */
 static tp_status read_token(run *r) {
-    tp_generator *g = r->generator;
-    TPI_TRY(reserve(g, r->position, r->position + 1));
-    TPI_TRY(run_pass(r, g->token));
+    TPI_TRY(reserve(r->generator, r->position, r->position + 1));
+    TPI_TRY(run_step(r));
     r->position++;
     return TP_OK;
 }
@@ -251,12 +281,12 @@ static tp_status choose(run *r, const outcome *o, int32_t *id) {
     tp_generator *g = r->generator;
     float top;
     if (!r->greedy) {
-        TPI_TRY(tp_tensor_read(o->logits, TP_F32, g->scores, (size_t)g->vocab * sizeof(float)));
+        TPI_TRY(tp_tensor_read(o->of[LOGITS], TP_F32, g->scores, (size_t)g->vocab * sizeof(float)));
         TPI_TRY(tpi_sampler_next(&r->sampler, g->scores, id));
         return tp_tensor_write(g->token, id, sizeof *id);
     }
-    TPI_TRY(tp_tensor_read(o->likeliest, TP_I32, id, sizeof *id));
-    TPI_TRY(tp_tensor_read(o->top, TP_F32, &top, sizeof top));
+    TPI_TRY(tp_tensor_read(o->of[LIKELIEST], TP_I32, id, sizeof *id));
+    TPI_TRY(tp_tensor_read(o->of[TOP], TP_F32, &top, sizeof top));
     return tpi_sampler_see_choice(&r->sampler, *id, top);
 }
 

@@ -1,19 +1,20 @@
-/* Recording the step. With several batches each but the last adds its gradients to `sums` and the last
- * applies them: three recordings (first, middle, last) beside the one of a step of a single batch. The first
- * assigns where the others add, so no sum needs clearing and a step that was given up leaves nothing behind.
- */
-#include "train/step.h"
+/* A step's life: its programs, one for each part and shape of batch, are made when they are first needed. */
+#include "train/parts.h"
 
 #include "core/alloc.h"
 #include "core/error.h"
 #include "core/random.h"
-#include "taper/ops.h"
 
 #include <math.h>
 #include <string.h>
 
-#define MOST_TOGETHER 255  /* inputs of an operation */
-#define CLIP_EPS      1e-6 /* beside the norm in the divisor, as in PyTorch */
+/* A part for batches of one shape. */
+struct tpi_step_program {
+    tpi_part which;
+    int64_t rows, length, picked;
+    tpi_part_inputs inputs; /* owned */
+    tp_program *program;
+};
 
 /* ---- making ---- */
 
@@ -58,13 +59,29 @@ tp_status tpi_step_create(tpi_step **out, const tpi_step_options *options) {
     return status;
 }
 
+static void release_inputs(tpi_part_inputs *in) {
+    tp_tensor_release(in->ids);
+    tp_tensor_release(in->pick);
+    tp_tensor_release(in->targets);
+    tp_tensor_release(in->seed);
+    tp_tensor_release(in->numbers);
+}
+
 static void release_all(tp_tensor **tensors, int count) {
     for (int i = 0; tensors && i < count; i++) tp_tensor_release(tensors[i]);
     tpi_free(tensors);
 }
 
+static void destroy_program(tpi_step_program *p) {
+    if (!p) return;
+    tp_program_destroy(p->program);
+    release_inputs(&p->inputs);
+    tpi_free(p);
+}
+
 void tpi_step_destroy(tpi_step *step) {
     if (!step) return;
+    for (int i = 0; i < TPI_STEP_PROGRAMS; i++) destroy_program(step->programs[i]);
     tp_graph_destroy(step->graph);
     release_all(step->m, step->count);
     release_all(step->v, step->count);
@@ -74,154 +91,124 @@ void tpi_step_destroy(tpi_step *step) {
     tpi_free(step);
 }
 
-/* ---- recording ---- */
+/* ---- programs ---- */
 
-typedef enum part { PART_ONLY, PART_FIRST, PART_MIDDLE, PART_LAST } part;
-
-/* What a part of a step needs beside its batch. */
-typedef struct part_inputs {
-    part which;
-    int64_t batch;      /* its number in the step */
-    int64_t tokens;     /* of the whole step */
-    double loss_sum;    /* of the batches before */
-    float optimizer[3]; /* learning rate and bias corrections, as tp_lazy_adamw has them */
-} part_inputs;
-
-static tp_lazy *input(tpi_step *step, tp_dtype dtype, int rank, const int64_t *shape, const void *data) {
-    return tp_lazy_from_slice(step->graph, tp_model_device(step->options.model), dtype, rank, shape, data);
+static tp_status make_inputs(const tpi_step *step, const tpi_batch *batch, tpi_part_inputs *in) {
+    tp_device *device = tp_model_device(step->options.model);
+    const int64_t grid[2] = {batch->rows, batch->length}, two = 2, numbers = TPI_NUMBERS;
+    const bool picks = batch->picked > 0;
+    TPI_TRY(tp_tensor_zeros(device, TP_I32, 2, grid, &in->ids));
+    if (picks) TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &batch->picked, &in->pick));
+    TPI_TRY(tp_tensor_zeros(device, TP_I32, picks ? 1 : 2, picks ? &batch->picked : grid, &in->targets));
+    if (step->options.dropout) TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &two, &in->seed));
+    return tp_tensor_zeros(device, TP_F32, 1, &numbers, &in->numbers);
 }
 
-static tp_lazy *scalar(tpi_step *step, double value) {
-    float rounded = (float)value;
-    return input(step, TP_F32, 0, NULL, &rounded);
+static tp_status make_program(tpi_step *step, tpi_step_program *p, const tpi_batch *batch) {
+    tp_lazy *outputs[2];
+    int count;
+    TPI_TRY(make_inputs(step, batch, &p->inputs));
+    tp_status status = tpi_part_record(step, p->which, &p->inputs, outputs, &count);
+    if (status == TP_OK) status = tp_program_create(&p->program, step->graph, outputs, count);
+    tp_graph_reset(step->graph);
+    return status;
 }
 
-static tp_lazy *dropout_seed(tpi_step *step, int64_t batch) {
-    const uint32_t key[2] = {(uint32_t)step->options.seed, (uint32_t)(step->options.seed >> 32)};
-    const uint32_t counter[4] = {(uint32_t)step->attempts, (uint32_t)(step->attempts >> 32), (uint32_t)batch,
-                                 1};
-    const int64_t two = 2;
-    uint32_t random[4];
-    tpi_philox(key, counter, random);
-    return input(step, TP_I32, 1, &two, random);
+static bool is_for(const tpi_step_program *p, tpi_part which, const tpi_batch *batch) {
+    return p->which == which && p->rows == batch->rows && p->length == batch->length &&
+           p->picked == batch->picked;
 }
 
-/* The sum of the token losses; `seed` may be NULL, `training` says that gradients will be asked for. */
-static tp_lazy *record_loss(tpi_step *step, const tpi_batch *batch, tp_lazy *seed, bool training) {
-    const tpi_step_options *options = &step->options;
-    const int64_t grid[2] = {batch->rows, batch->length};
-    const tp_adapter_use use = {options->adapter, 1.0};
-    tp_forward forward = TP_FORWARD_INIT;
-    forward.tokens = input(step, TP_I32, 2, grid, batch->ids);
-    if (batch->picked) forward.rows = input(step, TP_I32, 1, &batch->picked, batch->pick);
-    forward.adapters = &use;
-    forward.adapter_count = options->adapter ? 1 : 0;
-    forward.dropout_seed = seed;
-    forward.recompute = options->recompute && training;
-    tp_lazy *targets = batch->picked ? input(step, TP_I32, 1, &batch->picked, batch->targets)
-                                     : input(step, TP_I32, 2, grid, batch->targets);
-    tp_lazy *losses = tp_model_loss_lazy(options->model, &forward, targets, TPI_IGNORE);
-    return tp_lazy_sum(losses, TP_ALL_DIMS, false);
-}
-
-static tp_lazy *record_norm(tpi_step *step, tp_lazy *const *gradients) {
-    tp_lazy *sum = NULL;
-    for (int i = 0; i < step->count; i += MOST_TOGETHER) {
-        const int left = step->count - i;
-        tp_lazy *squares = tp_lazy_sum_squares(gradients + i, left < MOST_TOGETHER ? left : MOST_TOGETHER);
-        sum = i == 0 ? squares : tp_lazy_add(sum, squares);
+/* The program for a part over batches like this one. Borrowed. */
+static tp_status find_program(tpi_step *step, tpi_part which, const tpi_batch *batch,
+                              tpi_step_program **out) {
+    tpi_step_program **all = step->programs;
+    int i = 0;
+    while (i < TPI_STEP_PROGRAMS - 1 && all[i] && !is_for(all[i], which, batch)) i++;
+    tpi_step_program *found = all[i];
+    if (!found || !is_for(found, which, batch)) {
+        if (!(found = tpi_calloc(1, sizeof *found))) return TP_ENOMEM;
+        found->which = which;
+        found->rows = batch->rows, found->length = batch->length, found->picked = batch->picked;
+        destroy_program(all[i]); /* before the new one takes memory */
+        all[i] = NULL;
+        tp_status status = make_program(step, found, batch);
+        if (status != TP_OK) {
+            destroy_program(found);
+            return status;
+        }
     }
-    return tp_lazy_sqrt(sum);
-}
-
-/* min(1, clip / (norm + eps)), and not a number where the norm or the loss is not finite: AdamW then changes
- * nothing. */
-static tp_lazy *record_factor(tpi_step *step, tp_lazy *norm, tp_lazy *loss_sum) {
-    tp_lazy *poison = tp_lazy_mul_scalar(tp_lazy_add(norm, loss_sum), 0.0);
-    if (step->options.clip <= 0.0) return tp_lazy_add_scalar(poison, 1.0);
-    tp_lazy *ratio = tp_lazy_div(scalar(step, step->options.clip), tp_lazy_add_scalar(norm, CLIP_EPS));
-    return tp_lazy_add(tp_lazy_minimum(ratio, scalar(step, 1.0)), poison);
-}
-
-static void record_update(tpi_step *step, tp_lazy *const *gradients, tp_lazy *factor, const float rates[3]) {
-    const tpi_step_options *options = &step->options;
-    const tp_adamw_options adamw = {sizeof adamw, options->beta1, options->beta2, options->eps,
-                                    options->weight_decay};
-    const int64_t three = 3;
-    tp_lazy *step_input = input(step, TP_F32, 1, &three, rates);
-    for (int i = 0; i < step->count; i++)
-        tp_lazy_adamw(tp_lazy_from_tensor(step->graph, step->parameters[i].tensor),
-                      tp_lazy_from_tensor(step->graph, step->m[i]),
-                      tp_lazy_from_tensor(step->graph, step->v[i]), gradients[i], step_input, factor, &adamw);
-}
-
-/* Records a part; outputs[0] is the batch's loss sum, outputs[1] the norm where the step ends with it. */
-static tp_status record_part(tpi_step *step, const tpi_batch *batch, const part_inputs *in,
-                             tp_lazy *outputs[2], int *output_count) {
-    tp_lazy **gradients = step->nodes, **parameters = step->nodes + step->count;
-    tp_lazy *seed = step->options.dropout ? dropout_seed(step, in->batch) : NULL;
-    for (int i = 0; i < step->count; i++)
-        parameters[i] = tp_lazy_from_tensor(step->graph, step->parameters[i].tensor);
-    outputs[0] = record_loss(step, batch, seed, true);
-    *output_count = 1;
-    tp_lazy *loss = tp_lazy_div(outputs[0], scalar(step, (double)in->tokens));
-    TPI_TRY(tp_graph_grad(step->graph, loss, parameters, step->count, gradients));
-    for (int i = 0; i < step->count && in->which != PART_ONLY; i++) {
-        tp_lazy *sum = tp_lazy_from_tensor(step->graph, step->sums[i]);
-        if (in->which != PART_FIRST) gradients[i] = tp_lazy_add(sum, gradients[i]);
-        if (in->which != PART_LAST) tp_lazy_assign(sum, gradients[i]);
-    }
-    if (in->which == PART_FIRST || in->which == PART_MIDDLE) return TP_OK;
-    outputs[1] = record_norm(step, gradients);
-    *output_count = 2;
-    tp_lazy *loss_sum = tp_lazy_add(outputs[0], scalar(step, in->loss_sum));
-    record_update(step, gradients, record_factor(step, outputs[1], loss_sum), in->optimizer);
+    memmove(all + 1, all, (size_t)i * sizeof *all);
+    *out = all[0] = found;
     return TP_OK;
 }
 
 /* ---- running ---- */
 
-/* Evaluates what was recorded, if that went well, and forgets it. */
-static tp_status evaluate(tpi_step *step, tp_status status, tp_lazy *const *outputs, int count,
-                          float *values) {
+static tp_status write_seed(const tpi_step *step, tp_tensor *seed, int64_t batch) {
+    const uint32_t key[2] = {(uint32_t)step->options.seed, (uint32_t)(step->options.seed >> 32)};
+    const uint32_t counter[4] = {(uint32_t)step->attempts, (uint32_t)(step->attempts >> 32), (uint32_t)batch,
+                                 1};
+    uint32_t random[4];
+    tpi_philox(key, counter, random);
+    return tp_tensor_write(seed, random, 2 * sizeof *random);
+}
+
+static tp_status write_batch(const tpi_batch *batch, const tpi_part_inputs *in) {
+    const size_t all = (size_t)(batch->rows * batch->length) * sizeof(int32_t);
+    const size_t picked = (size_t)batch->picked * sizeof(int32_t);
+    TPI_TRY(tp_tensor_write(in->ids, batch->ids, all));
+    if (in->pick) TPI_TRY(tp_tensor_write(in->pick, batch->pick, picked));
+    return tp_tensor_write(in->targets, batch->targets, in->pick ? picked : all);
+}
+
+/* Runs batch number `index` of a step. values[0] is its loss sum, values[1] the norm where the step ends. */
+static tp_status run_part(tpi_step *step, tpi_part which, const tpi_batch *batch, int64_t index,
+                          const float numbers[TPI_NUMBERS], float values[2]) {
+    tpi_step_program *p;
     tp_tensor *results[2] = {NULL, NULL};
-    if (status == TP_OK) status = tp_graph_eval(step->graph, outputs, count, results);
-    for (int i = 0; i < count; i++) {
-        if (status == TP_OK) status = tp_tensor_read(results[i], TP_F32, &values[i], sizeof values[i]);
+    TPI_TRY(find_program(step, which, batch, &p));
+    TPI_TRY(write_batch(batch, &p->inputs));
+    if (p->inputs.seed) TPI_TRY(write_seed(step, p->inputs.seed, index));
+    TPI_TRY(tp_tensor_write(p->inputs.numbers, numbers, TPI_NUMBERS * sizeof *numbers));
+    tp_status status = tp_program_run(p->program, results);
+    for (int i = 0; i < 2; i++) {
+        if (status == TP_OK && results[i])
+            status = tp_tensor_read(results[i], TP_F32, &values[i], sizeof values[i]);
         tp_tensor_release(results[i]);
     }
-    tp_graph_reset(step->graph);
     return status;
 }
 
-static part part_of(int64_t batch, int64_t count) {
-    if (count == 1) return PART_ONLY;
-    if (batch == 0) return PART_FIRST;
-    return batch + 1 == count ? PART_LAST : PART_MIDDLE;
+static tpi_part part_of(int64_t batch, int64_t count) {
+    if (count == 1) return TPI_PART_ONLY;
+    if (batch == 0) return TPI_PART_FIRST;
+    return batch + 1 == count ? TPI_PART_LAST : TPI_PART_MIDDLE;
 }
 
 tp_status tpi_step_run(tpi_step *step, const tpi_batch *batches, int64_t count, double rate,
                        tpi_step_result *result) {
     const tpi_step_options *options = &step->options;
     const double t = (double)step->updates + 1.0;
-    part_inputs in = {.optimizer = {(float)rate, (float)(1.0 - pow(options->beta1, t)),
-                                    (float)(1.0 - pow(options->beta2, t))}};
+    float numbers[TPI_NUMBERS] = {[TPI_RATE] = (float)rate,
+                                  [TPI_CORRECTION_1] = (float)(1.0 - pow(options->beta1, t)),
+                                  [TPI_CORRECTION_2] = (float)(1.0 - pow(options->beta2, t))};
     float values[2] = {0.0f, 0.0f};
-    for (int64_t i = 0; i < count; i++) in.tokens += batches[i].tokens;
-    if (in.tokens == 0 || (count > 1 && !step->sums))
+    int64_t tokens = 0;
+    double loss_sum = 0;
+    for (int64_t i = 0; i < count; i++) tokens += batches[i].tokens;
+    if (tokens == 0 || (count > 1 && !step->sums))
         return tpi_fail(TP_EINVAL, "step: %lld batches with %lld trained tokens", (long long)count,
-                        (long long)in.tokens);
-    for (in.batch = 0; in.batch < count; in.batch++) {
-        tp_lazy *outputs[2];
-        in.which = part_of(in.batch, count);
-        int wanted = 0;
-        tp_status status = record_part(step, &batches[in.batch], &in, outputs, &wanted);
-        TPI_TRY(evaluate(step, status, outputs, wanted, values));
-        in.loss_sum += (double)values[0];
+                        (long long)tokens);
+    numbers[TPI_TOKENS] = (float)tokens;
+    for (int64_t i = 0; i < count; i++) {
+        numbers[TPI_LOSS_SUM] = (float)loss_sum;
+        TPI_TRY(run_part(step, part_of(i, count), &batches[i], i, numbers, values));
+        loss_sum += (double)values[0];
     }
     step->attempts++;
-    *result = (tpi_step_result){in.loss_sum / (double)in.tokens, in.tokens, (double)values[1], false};
-    result->skipped = !isfinite((float)in.loss_sum) || !isfinite(values[1]);
+    *result = (tpi_step_result){loss_sum / (double)tokens, tokens, (double)values[1], false};
+    result->skipped = !isfinite((float)loss_sum) || !isfinite(values[1]);
     if (!result->skipped) step->updates++;
     return TP_OK;
 }
@@ -239,21 +226,22 @@ tp_status tpi_step_diagnose(tpi_step *step, const tpi_batch *batches, int64_t co
 }
 
 tp_status tpi_step_loss(tpi_step *step, const tpi_batch *batch, double *sum) {
-    float value = 0.0f;
-    tp_lazy *output = record_loss(step, batch, NULL, false);
-    TPI_TRY(evaluate(step, TP_OK, &output, 1, &value));
-    *sum = (double)value;
+    const float numbers[TPI_NUMBERS] = {0};
+    float values[2];
+    TPI_TRY(run_part(step, TPI_PART_LOSS, batch, 0, numbers, values));
+    *sum = (double)values[0];
     return TP_OK;
 }
 
 tp_status tpi_step_memory(tpi_step *step, const tpi_batch *batch, uint64_t *bytes) {
-    const part_inputs in = {.which = step->sums ? PART_LAST : PART_ONLY,
-                            .tokens = batch->tokens,
-                            .optimizer = {0.0f, 1.0f, 1.0f}};
+    const tpi_part which = step->sums ? TPI_PART_LAST : TPI_PART_ONLY;
+    tpi_part_inputs inputs = {0};
     tp_lazy *outputs[2];
-    int wanted = 0;
-    tp_status status = record_part(step, batch, &in, outputs, &wanted);
-    if (status == TP_OK) status = tp_graph_memory(step->graph, outputs, wanted, bytes);
+    int count;
+    tp_status status = make_inputs(step, batch, &inputs);
+    if (status == TP_OK) status = tpi_part_record(step, which, &inputs, outputs, &count);
+    if (status == TP_OK) status = tp_graph_memory(step->graph, outputs, count, bytes);
     tp_graph_reset(step->graph);
+    release_inputs(&inputs);
     return status;
 }

@@ -1,4 +1,6 @@
-/* One optimizer step: forward, loss, backward, clipping and AdamW as one graph.
+/* One optimizer step: forward, loss, backward, clipping and AdamW as one program.
+ *
+ * It is recorded once for batches of a shape and kept with its plan; a step then writes its batch and runs.
  *
  * Invariants: a step's loss is the sum over its trained tokens divided by their number, whatever batches it
  * is cut into; a step whose loss or gradient is not finite leaves parameters and moments as they were and
@@ -7,7 +9,20 @@
 #define TAPER_TRAIN_STEP_H
 
 #include "taper/adapter.h"
+#include "taper/program.h"
 #include "train/batches.h"
+
+#define TPI_STEP_PROGRAMS 16 /* kept; of more shapes the one that was used least recently goes */
+
+typedef enum tpi_part {
+    TPI_PART_ONLY,
+    TPI_PART_FIRST,
+    TPI_PART_MIDDLE,
+    TPI_PART_LAST,
+    TPI_PART_LOSS
+} tpi_part;
+
+typedef struct tpi_step_program tpi_step_program;
 
 typedef struct tpi_step_options {
     const tp_model *model;
@@ -28,8 +43,9 @@ typedef struct tpi_step {
     tp_tensor **m, **v;       /* moments, f32, owned */
     tp_tensor **sums;         /* gradients of the step's earlier batches, owned; NULL without accumulation */
     tp_lazy **nodes;          /* scratch of the recording: gradients, then parameters */
-    int64_t attempts;         /* steps run: dropout's counter */
-    int64_t updates;          /* of them those that changed parameters: AdamW's t */
+    tpi_step_program *programs[TPI_STEP_PROGRAMS]; /* owned, used last first; NULL behind the last */
+    int64_t attempts;                              /* steps run: dropout's counter */
+    int64_t updates;                               /* of them those that changed parameters: AdamW's t */
 } tpi_step;
 
 typedef struct tpi_step_result {

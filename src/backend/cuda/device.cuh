@@ -23,6 +23,13 @@ __device__ __forceinline__ float to_f32(__half x) {
     return __half2float(x);
 }
 
+/* Element i of floats of a dtype that is known when it runs. */
+__device__ __forceinline__ float load_typed(const void *data, int dtype, int64_t i) {
+    if (dtype == TP_F32) return ((const float *)data)[i];
+    if (dtype == TP_BF16) return to_f32(((const __nv_bfloat16 *)data)[i]);
+    return to_f32(((const __half *)data)[i]);
+}
+
 template <typename T> __device__ __forceinline__ T from_f32(float x);
 template <> __device__ __forceinline__ float from_f32<float>(float x) {
     return x;

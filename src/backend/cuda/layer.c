@@ -151,7 +151,7 @@ static tp_status low_rank(const tpi_launch *launch, const tpi_layer *l, const pi
                           float *y) {
     const void *a_data, *b_data;
     tpi_matrix a = l->ma, b = l->mb;
-    if (p->fused) return tpi_cuda_lora_fused_into(launch, l, y, TP_F32);
+    if (p->fused) return tpi_cuda_lora_fused_into(launch, l, false, y, TP_F32);
     tpi_matrix h = {TP_F32, false, l->m, l->rank, l->rank > 0 ? l->rank : 1};
     float *h_data = (float *)(void *)((char *)tpi_scratch(launch) + p->h);
     TPI_TRY(ready(launch, l->a, p->wide_a, p->a, &a, &a_data));

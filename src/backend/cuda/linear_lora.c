@@ -1,16 +1,15 @@
 /* LINEAR_LORA: y = x·w + scale·(x·a)·b + bias.
  *
- * Many bf16 rows: on Hopper one product does it all. Elsewhere the low-rank term goes first, by one kernel
- * that reads x and writes y, and the large product then adds y on its way out. So y is read within the large
- * product's arithmetic, not after it, and no pass of its own adds the term; the term is rounded to bf16 once
- * more than the sum. All else: products one after another, in f32. */
+ * Many bf16 rows: on Hopper one product does it all. Elsewhere the low-rank term and the bias go first, by one
+ * kernel that reads x and writes y, and the large product then adds y on its way out. So y is read within the
+ * large product's arithmetic, not after it, and no pass of its own adds the term; the term is rounded to bf16
+ * once more than the sum. All else: products one after another, in f32. */
 #include "backend/cuda/lora.h"
 
 static bool accepts(const tpi_step *step) {
     tpi_layer l;
-    if (!tpi_cublaslt_available() || !tpi_cuda_lora_tensor_accepts(step) || !tpi_layer_of(step, &l))
-        return false;
-    return l.mw.dtype == TP_BF16 && (!l.bias || tpi_in_operand(step, l.bias)->dtype == TP_BF16);
+    return tpi_cublaslt_available() && tpi_cuda_lora_tensor_accepts(step) && tpi_layer_of(step, &l) &&
+           l.mw.dtype == TP_BF16;
 }
 
 static size_t scratch(const tpi_step *step, int threads) {
@@ -20,49 +19,49 @@ static size_t scratch(const tpi_step *step, int threads) {
     return bytes > TPI_PRODUCT_WORKSPACE ? bytes : TPI_PRODUCT_WORKSPACE;
 }
 
-static tp_status linear_lora(const tpi_launch *launch) {
-    tpi_layer l;
-    if (tpi_out_operand(launch->step, 0)->count == 0) return TP_OK;
-    if (!tpi_layer_of(launch->step, &l))
-        return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
-    if (tpi_cuda_lora_hopper_fits(launch, &l)) return tpi_cuda_lora_hopper(launch, &l);
-    TPI_TRY(tpi_cuda_lora_tensor(launch));
-    tpi_product product = {.m = l.m,
-                           .n = l.n,
-                           .k = l.k,
-                           .a_type = TP_BF16,
-                           .b_type = TP_BF16,
-                           .c_type = TP_BF16,
-                           .b_transposed = l.mw.transposed,
-                           .lda = l.mx.leading,
-                           .ldb = l.mw.leading,
-                           .ldc = l.n,
-                           .alpha = 1,
-                           .beta = 1,
-                           .bias = l.bias ? tpi_in(launch, l.bias) : NULL,
-                           .bias_type = TP_BF16};
-    return tpi_cuda_product(launch, &product, tpi_in(launch, 0), tpi_in(launch, l.w), tpi_out(launch, 0),
-                            tpi_scratch(launch), TPI_PRODUCT_WORKSPACE);
-}
-
 /* Output 1, scale · x · a, for whom it is wanted. */
-static tp_status give_low_rank(const tpi_launch *launch) {
-    tpi_layer l;
+static tp_status give_low_rank(const tpi_launch *launch, const tpi_layer *l) {
     if (!tpi_wants_low_rank(launch->step)) return TP_OK;
-    if (!tpi_layer_of(launch->step, &l))
-        return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
-    return tpi_cuda_thin_product(launch, &l.mx, l.a, &l.ma, l.scale, tpi_out(launch, 1),
+    return tpi_cuda_thin_product(launch, &l->mx, l->a, &l->ma, l->scale, tpi_out(launch, 1),
                                  (tp_dtype)tpi_out_operand(launch->step, 1)->dtype);
 }
 
+/* y holds the rest already. */
+static tp_status add_product(const tpi_launch *launch, const tpi_layer *l) {
+    const tpi_product product = {.m = l->m,
+                                 .n = l->n,
+                                 .k = l->k,
+                                 .a_type = TP_BF16,
+                                 .b_type = TP_BF16,
+                                 .c_type = TP_BF16,
+                                 .b_transposed = l->mw.transposed,
+                                 .lda = l->mx.leading,
+                                 .ldb = l->mw.leading,
+                                 .ldc = l->n,
+                                 .alpha = 1,
+                                 .beta = 1};
+    return tpi_cuda_product(launch, &product, tpi_in(launch, 0), tpi_in(launch, l->w), tpi_out(launch, 0),
+                            tpi_scratch(launch), TPI_PRODUCT_WORKSPACE);
+}
+
 static tp_status tensor(const tpi_launch *launch) {
-    TPI_TRY(linear_lora(launch));
-    return give_low_rank(launch);
+    tpi_layer l;
+    if (!tpi_layer_of(launch->step, &l))
+        return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
+    if (tpi_out_operand(launch->step, 0)->count > 0) {
+        if (tpi_cuda_lora_hopper_fits(launch, &l)) return tpi_cuda_lora_hopper(launch, &l);
+        TPI_TRY(tpi_cuda_lora_tensor(launch));
+        TPI_TRY(add_product(launch, &l));
+    }
+    return give_low_rank(launch, &l);
 }
 
 static tp_status layer(const tpi_launch *launch) {
+    tpi_layer l;
     TPI_TRY(tpi_cuda_layer(launch));
-    return give_low_rank(launch);
+    if (!tpi_layer_of(launch->step, &l))
+        return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
+    return give_low_rank(launch, &l);
 }
 
 const tpi_kernel_entry tpi_cuda_linear_lora[] = {

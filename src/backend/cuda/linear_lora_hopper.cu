@@ -9,16 +9,16 @@ namespace {
 
 struct split_job {
     const void *a, *b; /* f32 or bf16 */
-    const bf16 *bias;  /* NULL: none */
+    const void *bias;  /* NULL: none */
     bf16 *to_a, *to_b; /* a: [RANKS high ranks, RANKS low ranks; k] */
     unsigned *ready;
     int64_t a_k, a_r, b_r, b_n; /* strides of a [k, rank] and b [rank, n] */
     int64_t to_r, to_n;         /* and of to_b */
     int k, n, rank, ranks, blocks;
+    bool wide_bias; /* f32, else bf16 */
 };
 
-template <typename A> __device__ void split(const A *from, bf16 &high, bf16 &low) {
-    const float x = to_f32(*from);
+__device__ void split(float x, bf16 &high, bf16 &low) {
     high = __float2bfloat16_rn(x);
     low = rest_of(x, high);
 }
@@ -32,7 +32,7 @@ template <typename A> __global__ void split_kernel(split_job p) {
     if (i < p.blocks) p.ready[i] = 0;
     if (i < p.rank * p.k) {
         const int r = i / p.k, k = i % p.k;
-        split((const A *)p.a + k * p.a_k + r * p.a_r, high, low);
+        split(to_f32(((const A *)p.a)[k * p.a_k + r * p.a_r]), high, low);
         p.to_a[(int64_t)r * p.k + k] = high;
         p.to_a[(int64_t)(p.ranks + r) * p.k + k] = low;
         return;
@@ -44,9 +44,11 @@ template <typename A> __global__ void split_kernel(split_job p) {
     const int r = along_ranks ? i % ranks : i / p.n, n = along_ranks ? i / ranks : i % p.n;
     bf16 *to = p.to_b + r * p.to_r + n * p.to_n;
     if (r == p.rank) {
-        to[2 * p.rank * p.to_r] = p.bias[n];
+        split(p.wide_bias ? ((const float *)p.bias)[n] : to_f32(((const bf16 *)p.bias)[n]), high, low);
+        to[2 * p.rank * p.to_r] = high;
+        to[(2 * p.rank + 1) * p.to_r] = low;
     } else {
-        split((const A *)p.b + r * p.b_r + n * p.b_n, high, low);
+        split(to_f32(((const A *)p.b)[r * p.b_r + n * p.b_n]), high, low);
         to[0] = high;
         to[p.rank * p.to_r] = high;
         to[2 * p.rank * p.to_r] = low;
@@ -121,7 +123,11 @@ lora_job job_of(const tpi_launch *launch, const tpi_layer &l, const pieces &at, 
     job.m = (int)l.m, job.n = (int)l.n, job.rank = (int)l.rank;
     job.pairs = (int)tpi_div_up(l.m, pair_rows), job.columns = (int)tpi_div_up(l.n, L::columns);
     job.steps = (int)tpi_div_up(l.k, tile_inner);
-    job.h_columns = 3 * job.rank + (l.bias != 0);
+    job.h_columns = 3 * job.rank + (l.bias ? 2 : 0);
+    if (tpi_wants_low_rank(launch->step)) {
+        job.h = tpi_out(launch, 1);
+        job.h_wide = tpi_out_operand(launch->step, 1)->dtype == TP_F32;
+    }
     job.scale = l.scale;
     job.makers = (clusters < most_makers ? clusters : most_makers) / job.pairs;
     if (job.makers > job.columns) job.makers = job.columns;
@@ -135,7 +141,8 @@ split_job split_of(const tpi_launch *launch, const tpi_layer &l, const pieces &a
     char *scratch = (char *)tpi_scratch(launch);
     split_job s = {};
     s.a = tpi_in(launch, l.a), s.b = tpi_in(launch, l.b);
-    s.bias = l.bias ? (const bf16 *)tpi_in(launch, l.bias) : nullptr;
+    if (l.bias)
+        s.bias = tpi_in(launch, l.bias), s.wide_bias = tpi_in_operand(launch->step, l.bias)->dtype == TP_F32;
     s.to_a = (bf16 *)(scratch + at.a), s.to_b = (bf16 *)(scratch + at.b);
     s.ready = job.ready;
     s.a_k = l.ma.transposed ? 1 : l.ma.leading, s.a_r = l.ma.transposed ? l.ma.leading : 1;
@@ -217,13 +224,12 @@ size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *l) {
     return pieces_of(*l, 32).end;
 }
 
-/* Copies start at multiples of 16 bytes, and so do their rows. Up to 128 columns the multiplication is so
- * short that starting two kernels and passing h around cost as much as the low-rank term by itself. */
+/* Copies start at multiples of 16 bytes, and so do their rows. */
 bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *l) {
     const uintptr_t places =
         (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l->w) | (uintptr_t)tpi_out(launch, 0);
     const bool ints = l->m < INT_MAX - pair_rows && l->n < INT_MAX / 256 && l->k < INT_MAX / 256;
-    return tpi_cuda_of(launch)->capability == 90 && ints && l->n > 128 && l->k > 0 && l->rank > 0 &&
+    return tpi_cuda_of(launch)->capability == 90 && ints && l->n >= 64 && l->k > 0 && l->rank > 0 &&
            l->rank <= 32 && places % 16 == 0 && l->mw.leading % 8 == 0;
 }
 

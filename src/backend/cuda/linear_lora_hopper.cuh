@@ -6,8 +6,9 @@
  * and publish these partial sums of h; all tiles of the block add them up. Makers run at the same time, so
  * the more of them there are, the less each has to do.
  *
- * Everything low-rank is f32 in value: a, h and b enter as sums of two bf16. With subscripts for high and
- * low, h's row is [h₁ h₂ h₁ 1] and b's columns are [b₁ b₁ b₂ bias], so the bias is a rank, too.
+ * Everything low-rank is f32 in value: a, h, b and the bias enter as sums of two bf16. With subscripts for
+ * high and low, h's row is [h₁ h₂ h₁ 1 1] and b's columns are [b₁ b₁ b₂ bias₁ bias₂], so the bias is a rank,
+ * too. Who wants h for itself gets it from the first column's tiles.
  *
  * A block keeps a processor to itself: one thread fetches, three warps prepare h, two warpgroups multiply,
  * each 64 of 128 rows; they meet in a ring of stages in shared memory. Blocks form pairs, one tile below the
@@ -48,13 +49,15 @@ struct tile_maps {
 
 struct lora_job {
     bf16 *y;
+    void *h;         /* [m, rank], f32 if h_wide, else bf16; NULL: not wanted */
     float *partial;  /* of h: [makers of a pair, rows, RANKS] */
     unsigned *ready; /* of a block of rows: warpgroups that have published theirs */
     int m, n, rank;
     int pairs, columns; /* tiles of y: pairs of them down, and across */
     int steps;          /* of the inner dimension, 64 each */
     int makers;         /* of a pair */
-    int h_columns;      /* 3 · rank, and 1 if there is a bias */
+    int h_columns;      /* 3 · rank, and 2 if there is a bias */
+    bool h_wide;
     float scale;
 };
 
@@ -159,10 +162,26 @@ __device__ __forceinline__ void put_eight(uint32_t h, int row, int eight, const 
                  : "memory");
 }
 
+/* Eight ranks of a row of h for who wants it. */
+__device__ __forceinline__ void give_eight(const lora_job &p, int row, int eight, const float4 (&sum)[2]) {
+    if (row >= p.m) return;
+    const int64_t at = (int64_t)row * p.rank + eight * 8;
+    const float4 low = {p.scale * sum[0].x, p.scale * sum[0].y, p.scale * sum[0].z, p.scale * sum[0].w};
+    const float4 high = {p.scale * sum[1].x, p.scale * sum[1].y, p.scale * sum[1].z, p.scale * sum[1].w};
+    if (p.h_wide) {
+        float4 *to = (float4 *)((float *)p.h + at);
+        to[0] = low, to[1] = high;
+    } else
+        *(pack<bf16, 8> *)((bf16 *)p.h + at) = {
+            __float2bfloat16_rn(low.x),  __float2bfloat16_rn(low.y),  __float2bfloat16_rn(low.z),
+            __float2bfloat16_rn(low.w),  __float2bfloat16_rn(high.x), __float2bfloat16_rn(high.y),
+            __float2bfloat16_rn(high.z), __float2bfloat16_rn(high.w)};
+}
+
 /* Adds up what the makers have published, and writes h₁ h₂ h₁. An item is eight ranks of a row; a thread has
  * ITEMS of them at once, so that enough loads are under way. */
 template <class L>
-__device__ __forceinline__ void sum_parts(const lora_job &p, uint32_t h, int block, int mine) {
+__device__ __forceinline__ void sum_parts(const lora_job &p, uint32_t h, int block, int mine, bool give) {
     constexpr int ITEMS = 3;
     const int eights = p.rank / 8, items = tile_rows * eights;
     const int64_t next = (int64_t)p.pairs * pair_rows * L::ranks;
@@ -196,6 +215,7 @@ __device__ __forceinline__ void sum_parts(const lora_job &p, uint32_t h, int blo
             put_eight(h, row, e, high);
             put_eight(h, row, e + eights, low);
             put_eight(h, row, e + 2 * eights, high);
+            if (give) give_eight(p, block * tile_rows + row, e, sum[u]);
         }
     }
 }
@@ -206,12 +226,12 @@ __device__ __forceinline__ void await(const unsigned *ready, unsigned wanted) {
     while (got < wanted);
 }
 
-/* The columns behind h₁ h₂ h₁: the bias's one, and zeros up to the 16 that wgmma takes; always the same. */
+/* The columns behind h₁ h₂ h₁: the bias's two ones, and zeros up to the 16 that wgmma takes; always the same. */
 template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int mine) {
     const int begin = 3 * p.rank / 8, end = (p.h_columns + 15) / 16 * 2;
     for (int i = mine + begin * tile_rows; i < end * tile_rows; i += preparers) {
         const bool one = i / tile_rows == begin && p.h_columns > 3 * p.rank;
-        const uint32_t words[4] = {one ? 0x3f80u : 0u, 0, 0, 0};
+        const uint32_t words[4] = {one ? 0x3f803f80u : 0u, 0, 0, 0};
         put_eight(h, i % tile_rows, i / tile_rows, words);
     }
 }
@@ -221,10 +241,11 @@ template <class L> __device__ void prepare(const lora_job &p, const ring<L> &at)
     uint32_t parity = 0;
     put_rest<L>(p, at.h(), mine);
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
-        const int block = 2 * tile_of(p, i).pair + cluster_rank();
+        const tile t = tile_of(p, i);
+        const int block = 2 * t.pair + cluster_rank();
         await(p.ready + block, 2 * p.makers);
         barrier_wait(at.h_empty(), parity ^ 1);
-        sum_parts<L>(p, at.h(), block, mine);
+        sum_parts<L>(p, at.h(), block, mine, p.h && t.column == 0);
         fence_async();
         barrier_arrive(at.h_full());
     }

@@ -14,9 +14,10 @@ constexpr int largest_rank = 64;
 
 struct lora_args {
     const void *x, *a, *b;
+    const void *bias; /* NULL: none */
     void *y;
     int64_t m, k, n, x_leading, a_k, a_r, b_r, b_n; /* strides of a [k, r] and b [r, n] */
-    int rank;
+    int rank, bias_type;
     float scale;
 };
 
@@ -119,6 +120,12 @@ __global__ __launch_bounds__(threads) void lora_kernel(lora_args p) {
     for (int r0 = 0; r0 < p.rank; r0 += RANKS) make_h<X, A, RANKS, PACKED>(h, parts, p, row0, r0);
     for (int64_t column = column0; column < p.n; column += threads * columns) {
         float sum[rows][columns] = {};
+#pragma unroll
+        for (int c = 0; c < columns && p.bias; c++) {
+            const float bias = column + c < p.n ? load_typed(p.bias, p.bias_type, column + c) : 0.0f;
+#pragma unroll
+            for (int i = 0; i < rows; i++) sum[i][c] = bias;
+        }
         for (int r0 = 0; r0 < p.rank; r0 += RANKS) {
             if (r0 > 0 || column != column0) load_up<A, RANKS>(b, p, column, r0);
 #pragma unroll
@@ -169,7 +176,7 @@ bool accepts(const tpi_step *step) {
 tp_status lora(const tpi_launch *launch) {
     tpi_layer l;
     if (!tpi_layer_of(launch->step, &l)) return tpi_fail(TP_EINTERNAL, "lora: a step that was not accepted");
-    return tpi_cuda_lora_fused_into(launch, &l, tpi_out(launch, 0), l.y_type);
+    return tpi_cuda_lora_fused_into(launch, &l, false, tpi_out(launch, 0), l.y_type);
 }
 
 } // namespace
@@ -179,11 +186,13 @@ bool tpi_lora_fused_fits(const tpi_layer *l) {
     return adapters && !l->mx.transposed && l->rank <= largest_rank;
 }
 
-tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *l, void *y, tp_dtype y_type) {
+tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *l, bool with_bias, void *y,
+                                   tp_dtype y_type) {
     if (l->m == 0 || l->n == 0) return TP_OK;
     const lora_args args = {tpi_in(launch, 0),
                             tpi_in(launch, l->a),
                             tpi_in(launch, l->b),
+                            with_bias && l->bias ? tpi_in(launch, l->bias) : nullptr,
                             y,
                             l->m,
                             l->k,
@@ -194,6 +203,7 @@ tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *l,
                             l->mb.transposed ? 1 : l->mb.leading,
                             l->mb.transposed ? l->mb.leading : 1,
                             (int)l->rank,
+                            tpi_in_operand(launch->step, l->bias)->dtype,
                             l->scale};
     TPI_FLOAT_DTYPE(l->mx.dtype, X, {
         if (l->ma.dtype == TP_F32)

@@ -8,19 +8,19 @@
 extern "C" {
 #endif
 
-/* y = scale · (x·a)·b of a LORA or LINEAR_LORA step (whose w and bias are another's work), by tensor cores:
- * bf16 x and y, many rows. */
+/* y = scale · (x·a)·b + bias of a LORA or LINEAR_LORA step (whose w is another's work), by tensor cores: bf16
+ * x and y, many rows. */
 tp_status tpi_cuda_lora_tensor(const tpi_launch *launch);
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step);
 
-/* LINEAR_LORA as one product on Hopper: what tpi_cuda_lora_tensor_accepts, with bf16 w and bias. */
+/* LINEAR_LORA as one product on Hopper, output 1 too: what tpi_cuda_lora_tensor_accepts, with bf16 w. */
 tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *layer);
 bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *layer);
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *layer);
 
-/* The same with f32 arithmetic, for any dtype of x, into y of x's dtype or f32. */
+/* The same with f32 arithmetic, for any dtype of x, into y of x's dtype or f32; the bias if asked for. */
 bool tpi_lora_fused_fits(const tpi_layer *layer);
-tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *layer, void *y,
+tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *layer, bool with_bias, void *y,
                                    tp_dtype y_type);
 
 /* MATMUL of many bf16 rows by a thin matrix, by tensor cores: [m, k] · [k, at most 64]. */

@@ -24,9 +24,10 @@ constexpr int least_rows = 1024; /* below, too few blocks */
 struct thin_args {
     const bf16 *x;
     const void *a, *b; /* f32 or bf16 */
+    const void *bias;  /* of lora: [n]; NULL: none */
     void *y;           /* of lora: bf16 [m, n]; of the thin product: bf16 or f32 [m, rank] */
     int64_t m, k, n, x_leading, a_k, a_r, b_r, b_n;
-    int rank;
+    int rank, bias_type;
     float scale;
 };
 
@@ -201,9 +202,9 @@ __device__ __forceinline__ void store_eight(const thin_args &p, int64_t row, int
     if (row >= p.m || column >= p.n) return;
     pack<bf16, 8> out;
 #pragma unroll
-    for (int u = 0; u < 4; u++) {
-        out.at[u] = from_f32<bf16>(sum[u][2 * half]);
-        out.at[4 + u] = from_f32<bf16>(sum[u][2 * half + 1]);
+    for (int u = 0; u < 8; u++) {
+        const float bias = p.bias ? load_typed(p.bias, p.bias_type, column + u) : 0.0f;
+        out.at[u] = from_f32<bf16>(sum[u % 4][2 * half + u / 4] + bias);
     }
     *(pack<bf16, 8> *)((bf16 *)p.y + row * p.n + column) = out;
 }
@@ -333,9 +334,11 @@ tp_status tpi_cuda_lora_tensor(const tpi_launch *launch) {
     if (l.n == 0) return TP_OK;
     thin_args args = args_of(launch, l.mx, l.a, l.ma);
     args.b = tpi_in(launch, l.b);
-    if (!aligned(args)) return tpi_cuda_lora_fused_into(launch, &l, args.y, TP_BF16);
+    if (!aligned(args)) return tpi_cuda_lora_fused_into(launch, &l, true, args.y, TP_BF16);
     args.n = l.n;
     args.scale = l.scale;
+    if (l.bias)
+        args.bias = tpi_in(launch, l.bias), args.bias_type = tpi_in_operand(launch->step, l.bias)->dtype;
     set_matrix(l.mb, args.b_r, args.b_n);
     return l.ma.dtype == TP_F32 ? start_lora<float>(launch, args) : start_lora<bf16>(launch, args);
 }

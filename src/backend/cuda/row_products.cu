@@ -76,12 +76,6 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const lane_weights<T> 
 
 /* ---- the norm ---- */
 
-__device__ __forceinline__ float load_vector(const void *data, int dtype, int64_t i) {
-    if (dtype == TP_F32) return ((const float *)data)[i];
-    if (dtype == TP_BF16) return to_f32(((const __nv_bfloat16 *)data)[i]);
-    return to_f32(((const __half *)data)[i]);
-}
-
 /* Makes the rows of x in `rows` [m, k]; block 0 makes them for others too. */
 template <typename T> __device__ __forceinline__ void make_rows(const row_products &p, T *rows) {
     using values = pack<T, 8>;
@@ -110,7 +104,7 @@ template <typename T> __device__ __forceinline__ void make_rows(const row_produc
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 const float w =
-                    p.norm.weight ? load_vector(p.norm.weight, p.norm.weight_type, 8 * i + j) : 1.0f;
+                    p.norm.weight ? load_typed(p.norm.weight, p.norm.weight_type, 8 * i + j) : 1.0f;
                 y.at[j] = from_f32<T>(to_f32(v.at[j]) * scale * w);
             }
             row[i] = y;
@@ -161,7 +155,7 @@ __device__ __forceinline__ void finish(const row_products &p, const block_column
     for (int h = 0; h < 2; h++) {
         const row_product &q = *at.part[h];
         if (column[h] >= n) continue;
-        const float bias = q.bias ? load_vector(q.bias, q.bias_type, column[h]) : 0.0f;
+        const float bias = q.bias ? load_typed(q.bias, q.bias_type, column[h]) : 0.0f;
         const T y = from_f32<T>(activated(pair[h] + bias, q.activation));
         ((T *)q.y)[row * n + column[h]] = y;
         pair[h] = to_f32(y);

@@ -17,12 +17,6 @@ struct skinny_args {
     int m, rank, h_parts, bias_type, b_type, activation;
 };
 
-__device__ __forceinline__ float load_typed(const void *data, int dtype, int64_t i) {
-    if (dtype == TP_F32) return ((const float *)data)[i];
-    if (dtype == TP_BF16) return to_f32(((const __nv_bfloat16 *)data)[i]);
-    return to_f32(((const __half *)data)[i]);
-}
-
 /* Element (row, r) of h. */
 __device__ __forceinline__ float h_of(const skinny_args &p, int row, int r) {
     float sum = 0.0f;

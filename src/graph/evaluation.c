@@ -1,0 +1,174 @@
+/* What graphs and programs have in common once there is a plan: results, the run, marks, versions. */
+#include "graph/evaluation.h"
+#include "core/alloc.h"
+
+#include <string.h>
+
+/* Slots, leaves' and buffers' addresses, leaves, buffers, results. */
+size_t tpi_evaluation_pointers(const tpi_plan *plan) {
+    return (size_t)plan->n_slots + 2 * ((size_t)plan->n_leaves + plan->n_buffers) + plan->n_results;
+}
+
+static void clear_results(tpi_evaluation *e) {
+    const tpi_plan *plan = e->run.plan;
+    memset(e->fresh, 0, ((size_t)plan->n_buffers + plan->n_results) * sizeof(void *));
+}
+
+void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, void **pointers) {
+    void **bases = pointers + plan->n_slots;
+    e->run = (tpi_run){ctx, plan, bases, pointers};
+    e->leaves = (tp_tensor **)(bases + plan->n_leaves + plan->n_buffers);
+    e->fresh = (tpi_storage **)(e->leaves + plan->n_leaves);
+    e->results = (tp_tensor **)(e->fresh + plan->n_buffers);
+    clear_results(e);
+}
+
+/* ---- before running ---- */
+
+static tp_status check_limit(const tpi_plan *plan) {
+    tpi_memory *memory = plan->device->memory;
+    uint64_t limit = tpi_memory_limit(memory);
+    if (!limit) return TP_OK;
+    uint64_t now = tpi_memory_get_stats(memory).now, needed = plan->arena_bytes + plan->buffer_bytes;
+    if (now + needed <= limit) return TP_OK;
+    return tpi_fail(
+        TP_ELIMIT,
+        "eval: needs %.3f GiB (%.3f intermediate, %.3f results) beside %.3f GiB in use, limit %.3f GiB: "
+        "raise the limit, or use smaller batches, shorter sequences or recomputation",
+        (double)needed / 0x1p30, (double)plan->arena_bytes / 0x1p30, (double)plan->buffer_bytes / 0x1p30,
+        (double)now / 0x1p30, (double)limit / 0x1p30);
+}
+
+static tp_status make_result(tpi_evaluation *e, uint32_t i) {
+    const tpi_result *result = &e->run.plan->results[i];
+    const tpi_operand *view = &result->view;
+    if (result->place == TPI_PLACE_LEAF)
+        return e->results[i] = tp_tensor_retain(e->leaves[result->index]), TP_OK;
+    return tpi_tensor_on(tpi_storage_retain(e->fresh[result->index]), (tp_dtype)view->dtype, view->rank,
+                         view->shape, NULL, result->offset, &e->results[i]);
+}
+
+/* Memory gives out first what was given back last, so taking it in the order opposite to that in which results
+ * are released, the last first, gives a loop the same addresses every time: a captured run is found by them. */
+static tp_status make_results(tpi_evaluation *e) {
+    const tpi_plan *plan = e->run.plan;
+    for (uint32_t b = plan->n_buffers; b-- > 0;)
+        TPI_TRY(tpi_storage_create(plan->device, plan->buffers[b], &e->fresh[b]));
+    for (uint32_t i = 0; i < plan->n_results; i++) TPI_TRY(make_result(e, i));
+    return TP_OK;
+}
+
+static void log_memory(tp_context *ctx, const tpi_plan *plan) {
+    if (!tpi_verbose(ctx, TPI_TOPIC_MEMORY)) return;
+    tpi_memory_stats stats = tpi_memory_get_stats(plan->device->memory);
+    tpi_log(ctx, TP_LOG_INFO,
+            "memory: arena %.2f MiB, results %.2f MiB; in use %.2f MiB, peak %.2f MiB, kept %.2f MiB",
+            (double)plan->arena_bytes / 0x1p20, (double)plan->buffer_bytes / 0x1p20,
+            (double)stats.now / 0x1p20, (double)stats.peak / 0x1p20, (double)stats.kept / 0x1p20);
+}
+
+static tp_status prepare(tpi_evaluation *e) {
+    const tpi_plan *plan = e->run.plan;
+    TPI_TRY(check_limit(plan));
+    TPI_TRY(make_results(e));
+    log_memory(e->run.context, plan);
+    for (uint32_t i = 0; i < plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(e->leaves[i]);
+    for (uint32_t b = 0; b < plan->n_buffers; b++) e->run.bases[plan->n_leaves + b] = e->fresh[b]->data;
+    return TP_OK;
+}
+
+void tpi_evaluation_discard(tpi_evaluation *e) {
+    const tpi_plan *plan = e->run.plan;
+    for (uint32_t i = 0; i < plan->n_results; i++) tp_tensor_release(e->results[i]);
+    for (uint32_t b = 0; b < plan->n_buffers; b++) tpi_storage_release(e->fresh[b]);
+    clear_results(e);
+}
+
+/* ---- running ---- */
+
+/* Says where in the device's order results and state are made. */
+static void set_marks(const tpi_evaluation *e) {
+    const tpi_plan *plan = e->run.plan;
+    if (tpi_is_host(plan->device)) return;
+    const uint64_t mark = plan->device->calls->mark(plan->device->state);
+    for (uint32_t b = 0; b < plan->n_buffers; b++) {
+        e->fresh[b]->mark = mark;
+        atomic_store_explicit(&e->fresh[b]->unchecked, plan->can_fail, memory_order_relaxed);
+    }
+    for (uint32_t i = 0; i < plan->n_assigned; i++) e->leaves[plan->assigned[i]]->storage->mark = mark;
+}
+
+static tp_status run(tpi_evaluation *e) {
+    const tpi_plan *plan = e->run.plan;
+    if (tpi_is_host(plan->device)) tpi_queue_drain(e->run.context->queue);
+    for (uint32_t i = 0; i < plan->n_leaves; i++) TPI_TRY(tpi_storage_check(e->leaves[i]->storage));
+    TPI_TRY(tpi_run_now(&e->run));
+    set_marks(e);
+    return TP_OK;
+}
+
+/* ---- on the queue ---- */
+
+/* The job in one block: the struct, the storages it retains, bases, slots. */
+static tp_status make_job(const tpi_evaluation *e, tpi_job **out) {
+    const tpi_plan *plan = e->run.plan;
+    size_t n_bases = (size_t)plan->n_leaves + plan->n_buffers;
+    tpi_job *job = tpi_malloc(sizeof *job + (2 * n_bases + plan->n_slots) * sizeof(void *));
+    *out = job;
+    if (!job) return TP_ENOMEM;
+    void **pointers = (void **)(job + 1);
+    *job = (tpi_job){
+        .run = {e->run.context, tpi_plan_retain(e->run.plan), pointers + n_bases, pointers + 2 * n_bases},
+        .storages = (tpi_storage **)pointers,
+        .n_storages = n_bases};
+    memcpy(job->run.bases, e->run.bases, n_bases * sizeof(void *));
+    for (uint32_t i = 0; i < plan->n_leaves; i++)
+        job->storages[i] = tpi_storage_retain(e->leaves[i]->storage);
+    for (uint32_t b = 0; b < plan->n_buffers; b++)
+        job->storages[plan->n_leaves + b] = tpi_storage_retain(e->fresh[b]);
+    return TP_OK;
+}
+
+static void discard_job(tpi_job *job) {
+    for (size_t i = 0; i < job->n_storages; i++) tpi_storage_release(job->storages[i]);
+    tpi_plan_release(job->run.plan);
+    tp_event_release(job->event);
+    tpi_free(job);
+}
+
+static tp_status enqueue(tpi_evaluation *e, tp_event **event) {
+    tpi_job *job;
+    tp_device *device = e->run.plan->device;
+    TPI_TRY(make_job(e, &job));
+    tp_status status = tpi_event_create(&job->event);
+    if (status == TP_OK && !tpi_is_host(device)) {
+        status = run(e);
+        job->mark = device->calls->mark(device->state);
+    }
+    if (status != TP_OK) {
+        discard_job(job);
+        return status;
+    }
+    tp_event *done = tpi_event_retain(job->event);
+    for (size_t i = 0; i < job->n_storages; i++) tpi_storage_set_busy(job->storages[i], done);
+    if ((status = tpi_queue_push(e->run.context->queue, job)) != TP_OK) {
+        tpi_event_finish(done, status);
+        discard_job(job);
+    }
+    if (status == TP_OK && event)
+        *event = done;
+    else
+        tp_event_release(done);
+    return status;
+}
+
+tp_status tpi_evaluation_perform(tpi_evaluation *e, bool queued, tp_event **event) {
+    TPI_TRY(prepare(e));
+    return queued ? enqueue(e, event) : run(e);
+}
+
+tp_tensor *tpi_evaluation_advance(const tpi_evaluation *e, uint32_t assignment) {
+    tp_tensor *state = e->leaves[e->run.plan->assigned[assignment]];
+    state->storage->version++;
+    return state;
+}
