@@ -1,6 +1,6 @@
 /* AdamW (Loshchilov and Hutter 2019): parameter and moments are read and written once, those of many tensors
  * in one launch. */
-#include "backend/cuda/adamw.h"
+#include "backend/cuda/groups.h"
 #include "backend/cuda/tensors.cuh"
 
 namespace {
@@ -113,29 +113,32 @@ tp_status run(const tpi_launch *launch) {
     return start(launch, one);
 }
 
-bool same_attr(const tpi_launch *a, const tpi_launch *b) {
-    return memcmp(attr_of(a), attr_of(b), sizeof(tpi_attr_adamw)) == 0;
+/* Whether both have the same attributes, rates and scale of gradients. */
+bool alike(const tpi_launch *a, const tpi_launch *b) {
+    return memcmp(attr_of(a), attr_of(b), sizeof(tpi_attr_adamw)) == 0 && tpi_in(a, 4) == tpi_in(b, 4) &&
+           tpi_in(a, 5) == tpi_in(b, 5);
 }
 
-/* Whether an earlier launch has the attributes of launch k: then it took k along. */
+/* Whether an earlier launch is like launch k: then it took k along. */
 bool is_taken(const tpi_launch *launches, int k) {
     for (int j = 0; j < k; j++)
-        if (same_attr(&launches[j], &launches[k])) return true;
+        if (alike(&launches[j], &launches[k])) return true;
     return false;
 }
 
-/* All tensors from launch `first` on that have its attributes. */
+/* Whether an earlier launch writes the parameter that launch k reads. */
+bool updated(const tpi_launch *launches, int k) {
+    for (int j = 0; j < k; j++)
+        if (tpi_out(&launches[j], 0) == tpi_in(&launches[k], 0)) return true;
+    return false;
+}
+
+/* All tensors from launch `first` on that are updated like its own. */
 tp_status run_alike(const tpi_launch *launches, int first, int n) {
     table<MANY> many;
     begin_table(&many, &launches[first]);
-    for (int k = first; k < n; k++) {
-        if (!same_attr(&launches[first], &launches[k])) continue;
-        if (many.n == MANY) {
-            TPI_TRY(start(&launches[first], many));
-            many.n = 0, many.blocks = 0;
-        }
-        many.add(tensor_of(&launches[k]), CHUNK);
-    }
+    for (int k = first; k < n; k++)
+        if (alike(&launches[first], &launches[k])) many.add(tensor_of(&launches[k]), CHUNK);
     return start(&launches[first], many);
 }
 
@@ -149,10 +152,22 @@ bool accepts(const tpi_step *step) {
 
 } // namespace
 
-tp_status tpi_cuda_adamw_many(const tpi_launch *launches, int n) {
-    for (int k = 0; k < n; k++)
-        if (!is_taken(launches, k)) TPI_TRY(run_alike(launches, k, n));
-    return TP_OK;
+/* Steps of AdamW share the inputs `step` and `gradient_scale`; there is a launch for each set of attributes.
+ */
+uint32_t tpi_cuda_adamw_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                              tp_status *status) {
+    tpi_launch launches[MANY];
+    int n = 0;
+    for (uint32_t i = first; i < bound->n_steps && bound->steps[i].op == TPI_ADAMW && n < MANY; i++) {
+        launches[n] = *launch;
+        launches[n].step = &bound->steps[i];
+        if (updated(launches, n)) break;
+        n++;
+    }
+    *status = TP_OK;
+    for (int k = 0; k < n && *status == TP_OK; k++)
+        if (!is_taken(launches, k)) *status = run_alike(launches, k, n);
+    return (uint32_t)n;
 }
 
 const tpi_kernel_entry tpi_cuda_adamw[] = {

@@ -1,9 +1,9 @@
 /* LINEAR_LORA: y = x·w + scale·(x·a)·b + bias.
  *
- * Many bf16 rows: on Hopper one product does it all. Elsewhere the low-rank term and the bias go first, by one
- * kernel that reads x and writes y, and the large product then adds y on its way out. So y is read within the
- * large product's arithmetic, not after it, and no pass of its own adds the term; the term is rounded to bf16
- * once more than the sum. All else: products one after another, in f32. */
+ * Many bf16 rows: on Hopper one product does it all. Elsewhere the low-rank term and the bias go first, by
+ * one kernel that reads x and writes y, and the large product then adds y on its way out. So y is read within
+ * the large product's arithmetic, not after it, and no pass of its own adds the term; the term is rounded to
+ * bf16 once more than the sum. All else: products one after another, in f32. */
 #include "backend/cuda/lora.h"
 
 static bool accepts(const tpi_step *step) {

@@ -172,10 +172,10 @@ __device__ __forceinline__ void give_eight(const lora_job &p, int row, int eight
         float4 *to = (float4 *)((float *)p.h + at);
         to[0] = low, to[1] = high;
     } else
-        *(pack<bf16, 8> *)((bf16 *)p.h + at) = {
-            __float2bfloat16_rn(low.x),  __float2bfloat16_rn(low.y),  __float2bfloat16_rn(low.z),
-            __float2bfloat16_rn(low.w),  __float2bfloat16_rn(high.x), __float2bfloat16_rn(high.y),
-            __float2bfloat16_rn(high.z), __float2bfloat16_rn(high.w)};
+        *(pack<bf16, 8> *)((bf16 *)p.h + at) = {__float2bfloat16_rn(low.x),  __float2bfloat16_rn(low.y),
+                                                __float2bfloat16_rn(low.z),  __float2bfloat16_rn(low.w),
+                                                __float2bfloat16_rn(high.x), __float2bfloat16_rn(high.y),
+                                                __float2bfloat16_rn(high.z), __float2bfloat16_rn(high.w)};
 }
 
 /* Adds up what the makers have published, and writes h₁ h₂ h₁. An item is eight ranks of a row; a thread has
@@ -226,7 +226,8 @@ __device__ __forceinline__ void await(const unsigned *ready, unsigned wanted) {
     while (got < wanted);
 }
 
-/* The columns behind h₁ h₂ h₁: the bias's two ones, and zeros up to the 16 that wgmma takes; always the same. */
+/* The columns behind h₁ h₂ h₁: the bias's two ones, and zeros up to the 16 that wgmma takes; always the same.
+ */
 template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int mine) {
     const int begin = 3 * p.rank / 8, end = (p.h_columns + 15) / 16 * 2;
     for (int i = mine + begin * tile_rows; i < end * tile_rows; i += preparers) {

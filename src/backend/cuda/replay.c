@@ -6,16 +6,14 @@
  * that alternates between buffers. */
 #include "backend/cuda/device.h"
 
-#include "backend/cuda/adamw.h"
-#include "backend/cuda/row_products.h"
+#include "backend/cuda/groups.h"
 #include "core/alloc.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define CAPTURES    4 /* kept for each plan */
-#define FEWEST      3 /* steps that are worth a capture */
-#define MOST_ADAMWS 512
+#define CAPTURES 4 /* kept for each plan */
+#define FEWEST   3 /* steps that are worth a capture */
 
 typedef struct capture {
     void **slots; /* the pointers; NULL: unused */
@@ -69,29 +67,24 @@ static capture *capture_of(replay *r, const tpi_bound *bound) {
 
 /* ---- launching ---- */
 
-/* Consecutive steps of AdamW update their tensors together. */
-static tp_status launch_adamws(tpi_launch launch, const tpi_bound *bound, uint32_t *i) {
-    tpi_launch launches[MOST_ADAMWS];
-    int n = 0;
-    for (; *i < bound->n_steps && bound->steps[*i].op == TPI_ADAMW && n < MOST_ADAMWS; (*i)++) {
-        launches[n] = launch;
-        launches[n++].step = &bound->steps[*i];
-    }
-    return tpi_cuda_adamw_many(launches, n);
+/* The steps from i on that are one launch. */
+static uint32_t launch_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t i,
+                             tp_status *status) {
+    static const tpi_cuda_group groups[] = {tpi_cuda_adamw_group, tpi_cuda_thin_group, tpi_cuda_row_group};
+    uint32_t taken = 0;
+    for (size_t k = 0; k < sizeof groups / sizeof *groups && taken == 0; k++)
+        taken = groups[k](launch, bound, i, status);
+    return taken;
 }
 
 static tp_status launch_steps(tpi_cuda_device *device, const tpi_bound *bound) {
     tpi_launch launch = {NULL, bound->slots, bound->threads, &device->kernel};
     for (uint32_t i = 0; i < bound->n_steps;) {
-        launch.step = &bound->steps[i];
-        if (launch.step->op == TPI_ADAMW) {
-            TPI_TRY(launch_adamws(launch, bound, &i));
-            continue;
-        }
         tp_status status = TP_OK;
-        const uint32_t grouped = tpi_cuda_row_group(&launch, bound, i, &status);
-        TPI_TRY(grouped ? status : launch.step->kernel->run(&launch));
-        i += grouped ? grouped : 1;
+        launch.step = &bound->steps[i];
+        const uint32_t taken = launch_group(&launch, bound, i, &status);
+        TPI_TRY(taken ? status : launch.step->kernel->run(&launch));
+        i += taken ? taken : 1;
     }
     return bound->can_fail ? tpi_cuda_report(device, tpi_cuda_collect_fault(device), "a run") : TP_OK;
 }

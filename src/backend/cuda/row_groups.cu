@@ -5,18 +5,12 @@
  * the caches; gate and up with silu·mul. A step is recognised by where its operands lie: an input at an
  * output's place, of its shape, is that output. What the steps would write one after another is written all
  * at once, so their outputs must lie apart; the planner gives small memory back late for that reason. */
-#include "backend/cuda/row_products.h"
+#include "backend/cuda/groups.h"
 #include "backend/cuda/layer.h"
 #include "backend/cuda/row_products.cuh"
 #include "taper/ops.h"
 
-#include <stdint.h>
-
 namespace {
-
-struct range {
-    uintptr_t begin, end;
-};
 
 /* The steps from `first` on; those up to `next` are taken. */
 struct window {
@@ -24,7 +18,7 @@ struct window {
     const tpi_bound *bound;
     uint32_t first, next;
     int dtype, n_read;
-    range read[2]; /* x, or what it is made of */
+    tpi_range read[2]; /* x, or what it is made of */
 };
 
 const tpi_step *step_at(window *w, uint32_t i) {
@@ -37,36 +31,22 @@ const tpi_step *step_of(window *w, uint32_t i, tpi_op op) {
     return step && step->op == op ? step : nullptr;
 }
 
-range range_of(const void *data, int64_t bytes) {
-    return {(uintptr_t)data, (uintptr_t)data + (uintptr_t)bytes};
-}
-
-bool apart(range a, range b) {
-    return a.end <= b.begin || b.end <= a.begin;
-}
-
-range range_of_output(const tpi_bound *bound, const tpi_step *step, int k) {
-    const tpi_operand *out = tpi_out_operand(step, k);
-    return range_of(bound->slots[step->slots[step->n_in + k]],
-                    out->count * (int64_t)tp_dtype_size((tp_dtype)out->dtype));
-}
-
-bool written(const tpi_bound *bound, range data) {
+bool written(const tpi_bound *bound, tpi_range data) {
     for (uint32_t i = 0; i < bound->n_steps; i++)
         for (int k = 0; k < bound->steps[i].n_out; k++)
-            if (!apart(range_of_output(bound, &bound->steps[i], k), data)) return true;
+            if (!tpi_apart(tpi_range_of_output(bound, &bound->steps[i], k), data)) return true;
     return false;
 }
 
 /* Whether the outputs of the steps up to `end` lie apart from what they read and from each other. */
 bool outputs_apart(const window *w, uint32_t end) {
-    range all[12] = {w->read[0], w->read[1]};
+    tpi_range all[12] = {w->read[0], w->read[1]};
     int n = w->n_read;
     for (uint32_t i = w->first; i < end; i++)
         for (int k = 0; k < w->bound->steps[i].n_out; k++, n++) {
-            all[n] = range_of_output(w->bound, &w->bound->steps[i], k);
+            all[n] = tpi_range_of_output(w->bound, &w->bound->steps[i], k);
             for (int j = 0; j < n; j++)
-                if (!apart(all[j], all[n])) return false;
+                if (!tpi_apart(all[j], all[n])) return false;
         }
     return true;
 }
@@ -85,7 +65,7 @@ bool take_norm(window *w, row_products *p) {
     for (int i = 0; i <= added; i++) {
         const tpi_operand *in = tpi_in_operand(step, i);
         if (!in->contiguous || in->dtype != x->dtype) return false;
-        w->read[i] = range_of(tpi_in(&w->launch, i), in->count * 2);
+        w->read[i] = tpi_range_of(tpi_in(&w->launch, i), in->count * 2);
         bits |= w->read[i].begin;
     }
     row_norm n = {};
@@ -116,7 +96,7 @@ bool take_product(window *w, row_products *p, uint32_t i) {
     if (l.k % 8 || l.mw.leading % 8 || (l.m > 1 && l.mx.leading % 8)) return false;
     if (((uintptr_t)x | (uintptr_t)weights) % 16 || tpi_wants_low_rank(step)) return false;
     if (p->x && (p->x != x || p->m != l.m || p->k != l.k || w->dtype != l.mx.dtype)) return false;
-    if (!p->x) w->read[0] = range_of(x, ((l.m - 1) * l.mx.leading + l.k) * 2), w->n_read = 1;
+    if (!p->x) w->read[0] = tpi_range_of(x, ((l.m - 1) * l.mx.leading + l.k) * 2), w->n_read = 1;
     p->x = x, p->x_leading = l.mx.leading, p->k = l.k, p->m = (int)l.m;
     w->dtype = l.mx.dtype;
     row_product *part = &p->part[p->count++];
@@ -125,7 +105,7 @@ bool take_product(window *w, row_products *p, uint32_t i) {
     part->activation = l.activation;
     if (l.bias)
         part->bias = tpi_in(&w->launch, l.bias), part->bias_type = tpi_in_operand(step, l.bias)->dtype;
-    p->steady = p->steady && !written(w->bound, range_of(weights, ((l.n - 1) * l.mw.leading + l.k) * 2));
+    p->steady = p->steady && !written(w->bound, tpi_range_of(weights, ((l.n - 1) * l.mw.leading + l.k) * 2));
     return true;
 }
 

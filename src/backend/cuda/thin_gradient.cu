@@ -5,110 +5,21 @@
  * lane loads eight columns of four rows and pairs them by byte permutations. Shares are summed by a second
  * kernel, always in the same order. */
 #include "backend/cuda/lora.h"
-#include "backend/cuda/tensor.cuh"
+#include "backend/cuda/thin_gradient.cuh"
 
 namespace {
 
-using bf16 = __nv_bfloat16;
-
-constexpr int warps = 8, threads = warps * 32, block_columns = 64, step_rows = 16;
 constexpr int least_rows = 1024;
 constexpr int64_t wanted_blocks = 512; /* enough for any device; the plan must not depend on it */
-
-struct gradient_args {
-    const bf16 *x;
-    const void *g;
-    float *out; /* shares of y, one after another */
-    int64_t rows, columns, x_leading, g_leading, share_rows, out_column, out_rank; /* strides of y */
-    int ranks;
-};
-
-/* Columns 8g ... 8g + 7 of four rows, and the ranks' numbers of the same rows. */
-template <typename G, int TILES> struct step_data {
-    uint4 x[4];
-    float g[4][TILES];
-};
-
-template <typename G, int TILES>
-__device__ __forceinline__ step_data<G, TILES> load_step(const gradient_args &p, int64_t row0, int64_t end,
-                                                         int64_t column, int rank) {
-    step_data<G, TILES> s;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const int64_t row = row0 + threadIdx.x % 4 * 4 + j;
-        s.x[j] = row < end && column < p.columns ? load_stream(p.x + row * p.x_leading + column) : uint4{};
-#pragma unroll
-        for (int n = 0; n < TILES; n++) {
-            const bool there = row < end && rank + 8 * n < p.ranks;
-            s.g[j][n] = there ? to_f32(((const G *)p.g)[row * p.g_leading + rank + 8 * n]) : 0.0f;
-        }
-    }
-    return s;
-}
-
-__device__ __forceinline__ uint32_t word(const uint4 &x, int i) {
-    return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
-}
-
-/* sum[i]: columns 8g + 2i (places 0, 1) and 8g + 2i + 1 (places 2, 3). */
-template <typename G, int TILES>
-__device__ __forceinline__ void multiply_step(float (&sum)[4][TILES][4], const step_data<G, TILES> &s) {
-    uint32_t high[TILES][2], low[TILES][2];
-#pragma unroll
-    for (int n = 0; n < TILES; n++) {
-        split_pair(s.g[0][n], s.g[1][n], high[n][0], low[n][0]);
-        split_pair(s.g[2][n], s.g[3][n], high[n][1], low[n][1]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t a[4];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const uint32_t first = word(s.x[2 * half], i), second = word(s.x[2 * half + 1], i);
-            a[2 * half] = __byte_perm(first, second, 0x5410);
-            a[2 * half + 1] = __byte_perm(first, second, 0x7632);
-        }
-#pragma unroll
-        for (int n = 0; n < TILES; n++) {
-            mma(sum[i][n], a, high[n][0], high[n][1], bf16());
-            if (sizeof(G) > 2) mma(sum[i][n], a, low[n][0], low[n][1], bf16());
-        }
-    }
-}
-
-/* The warps add their sums one after another into `total` [column][rank]. */
-template <int TILES> __device__ void add_up(float (*total)[8 * TILES + 1], const float (&sum)[4][TILES][4]) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane % 4;
-    for (int turn = 0; turn < warps; turn++) {
-        if (warp == turn) {
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int n = 0; n < TILES; n++)
-#pragma unroll
-                    for (int v = 0; v < 4; v++) {
-                        float &cell = total[8 * g + 2 * i + v / 2][8 * n + 2 * t + v % 2];
-                        cell = turn == 0 ? sum[i][n][v] : cell + sum[i][n][v];
-                    }
-        }
-        __syncthreads();
-    }
-}
 
 /* blockIdx: columns, share of the rows, tile of ranks. */
 template <typename G, int TILES>
 __global__ __launch_bounds__(threads, 2) void gradient_kernel(gradient_args p) {
     __shared__ float total[block_columns][8 * TILES + 1];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int64_t column0 = (int64_t)blockIdx.x * block_columns, column = column0 + lane / 4 * 8;
-    const int64_t begin = blockIdx.y * p.share_rows;
+    const int64_t column0 = (int64_t)blockIdx.x * block_columns, begin = blockIdx.y * p.share_rows;
     const int64_t end = begin + p.share_rows < p.rows ? begin + p.share_rows : p.rows;
     const int rank0 = (int)blockIdx.z * 8 * TILES;
-    float sum[4][TILES][4] = {};
-#pragma unroll 2
-    for (int64_t row = begin + warp * step_rows; row < end; row += warps * step_rows)
-        multiply_step<G, TILES>(sum, load_step<G, TILES>(p, row, end, column, rank0 + lane / 4));
-    add_up<TILES>(total, sum);
+    sum_rows<G, TILES>(total, p, column0, rank0, begin, end);
     const bool by_rank = p.out_rank == 1;
     float *out = p.out + blockIdx.y * p.columns * p.ranks;
     for (int i = threadIdx.x; i < block_columns * 8 * TILES; i += threads) {
@@ -142,32 +53,7 @@ template <typename G> void start(cudaStream_t stream, int shares, const gradient
 
 /* ---- host ---- */
 
-/* The step's matrices: which input is wide, and both as they lie: [T, C] and [T, R]. */
-struct roles {
-    int wide;
-    tpi_matrix x, g;
-};
-
-void turn(tpi_matrix *m) {
-    const int64_t rows = m->rows;
-    m->rows = m->columns, m->columns = rows;
-    m->transposed = !m->transposed;
-}
-
-bool roles_of(const tpi_step *step, roles *out) {
-    tpi_matrix a, b;
-    const tpi_operand *a_operand = tpi_in_operand(step, 0), *b_operand = tpi_in_operand(step, 1);
-    if (a_operand->rank != 2 || b_operand->rank != 2) return false;
-    if (!tpi_matrix_of(a_operand, &a) || !tpi_matrix_of(b_operand, &b) || !a.transposed || b.transposed)
-        return false;
-    turn(&a);
-    out->wide = a.columns >= b.columns ? 0 : 1;
-    out->x = out->wide == 0 ? a : b;
-    out->g = out->wide == 0 ? b : a;
-    return true;
-}
-
-int shares_of(const roles &r) {
+int shares_of(const thin_roles &r) {
     const int64_t groups = tpi_div_up(r.x.columns, block_columns);
     const int64_t most = tpi_div_up(r.x.rows, warps * step_rows), wanted = tpi_div_up(wanted_blocks, groups);
     return (int)(wanted < most ? wanted : most);
@@ -176,9 +62,9 @@ int shares_of(const roles &r) {
 } // namespace
 
 bool tpi_cuda_thin_gradient_accepts(const tpi_step *step) {
-    roles r;
+    thin_roles r;
     const tpi_operand *y = tpi_out_operand(step, 0);
-    if (!roles_of(step, &r) || tpi_matmul_scale(step) != 1.0f || r.x.dtype != TP_BF16 ||
+    if (!thin_roles_of(step, &r) || tpi_matmul_scale(step) != 1.0f || r.x.dtype != TP_BF16 ||
         (r.g.dtype != TP_BF16 && r.g.dtype != TP_F32))
         return false;
     return r.x.rows >= least_rows && r.g.columns > 0 && r.g.columns <= 64 && r.x.columns % 8 == 0 &&
@@ -186,12 +72,12 @@ bool tpi_cuda_thin_gradient_accepts(const tpi_step *step) {
 }
 
 size_t tpi_cuda_thin_gradient_scratch(const tpi_step *step, int) {
-    roles r;
-    return roles_of(step, &r) ? (size_t)(shares_of(r) * r.x.columns * r.g.columns) * sizeof(float) : 0;
+    thin_roles r;
+    return thin_roles_of(step, &r) ? (size_t)(shares_of(r) * r.x.columns * r.g.columns) * sizeof(float) : 0;
 }
 
 /* Views may begin anywhere. */
-static tp_status run_plain(const tpi_launch *launch, const roles &r) {
+static tp_status run_plain(const tpi_launch *launch, const thin_roles &r) {
     const tpi_matrix &a = r.wide == 0 ? r.x : r.g, &b = r.wide == 0 ? r.g : r.x;
     tpi_product plain = {};
     plain.m = a.columns, plain.n = b.columns, plain.k = a.rows;
@@ -204,21 +90,16 @@ static tp_status run_plain(const tpi_launch *launch, const roles &r) {
 }
 
 tp_status tpi_cuda_thin_gradient(const tpi_launch *launch) {
-    roles r;
+    thin_roles r;
     const tpi_operand *y = tpi_out_operand(launch->step, 0);
     if (y->count == 0) return TP_OK;
-    if (!roles_of(launch->step, &r)) return tpi_fail(TP_EINTERNAL, "matmul: a step that was not accepted");
+    if (!thin_roles_of(launch->step, &r))
+        return tpi_fail(TP_EINTERNAL, "matmul: a step that was not accepted");
     if ((uintptr_t)tpi_in(launch, r.wide) % 16 != 0) return run_plain(launch, r);
     const int shares = shares_of(r);
-    gradient_args args = {};
-    args.x = (const bf16 *)tpi_in(launch, r.wide);
-    args.g = tpi_in(launch, 1 - r.wide);
+    gradient_args args = thin_args_of(launch, r);
+    args.share_rows = thin_share_rows(args.rows, shares);
     args.out = (float *)tpi_scratch(launch);
-    args.rows = r.x.rows, args.columns = r.x.columns, args.ranks = (int)r.g.columns;
-    args.x_leading = r.x.leading, args.g_leading = r.g.leading;
-    args.share_rows = tpi_div_up(tpi_div_up(args.rows, shares), warps * step_rows) * warps * step_rows;
-    args.out_column = r.wide == 0 ? args.ranks : 1;
-    args.out_rank = r.wide == 0 ? 1 : args.columns;
     cudaStream_t stream = tpi_cuda_of(launch)->stream;
     if (r.g.dtype == TP_F32)
         start<float>(stream, shares, args);

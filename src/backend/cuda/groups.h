@@ -1,0 +1,51 @@
+/* Steps that are launched together: where a step takes microseconds, as many pass between two launches.
+ *
+ * A group takes steps that follow each other in a plan. What they would write one after another is written
+ * all at once, so a group looks where its operands lie and takes only steps whose outputs lie apart from what
+ * the others read and write. */
+#ifndef TAPER_BACKEND_CUDA_GROUPS_H
+#define TAPER_BACKEND_CUDA_GROUPS_H
+
+#include "backend/cuda/cuda.h"
+#include "taper/tensor.h"
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Launches the steps from `first` on that are one kernel's work; `launch->step` is step `first`. Returns how
+ * many they are, with their status; 0: they are nothing of this kind, and nothing was launched. */
+typedef uint32_t (*tpi_cuda_group)(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                                   tp_status *status);
+
+uint32_t tpi_cuda_adamw_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                              tp_status *status);
+uint32_t tpi_cuda_thin_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                             tp_status *status);
+uint32_t tpi_cuda_row_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                            tp_status *status);
+
+/* Addresses: [begin, end). */
+typedef struct tpi_range {
+    uintptr_t begin, end;
+} tpi_range;
+
+static inline tpi_range tpi_range_of(const void *data, int64_t bytes) {
+    tpi_range r = {(uintptr_t)data, (uintptr_t)data + (uintptr_t)bytes};
+    return r;
+}
+static inline bool tpi_apart(tpi_range a, tpi_range b) {
+    return a.end <= b.begin || b.end <= a.begin;
+}
+static inline tpi_range tpi_range_of_output(const tpi_bound *bound, const tpi_step *step, int k) {
+    const tpi_operand *out = tpi_out_operand(step, k);
+    return tpi_range_of(bound->slots[step->slots[step->n_in + k]],
+                        out->count * (int64_t)tp_dtype_size((tp_dtype)out->dtype));
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
