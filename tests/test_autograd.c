@@ -486,6 +486,36 @@ Test(autograd, the_backward_pass_reads_only_segment_ends) {
     cr_expect_eq(clones, LAYERS, "each clone is recorded once");
 }
 
+static tp_lazy *uniform_leaf(int rank, const int64_t *shape, uint64_t seed) {
+    tp_tensor *t = uniform(rank, shape, -1, 1, seed);
+    tp_lazy *leaf = tp_lazy_from_tensor(g, t);
+    tp_tensor_release(t);
+    return leaf;
+}
+
+/* What gate and up are kept for gives silu(gate)·up too: it is not kept beside them. */
+Test(autograd, a_quick_value_is_made_again) {
+    tp_lazy *gate = uniform_leaf(2, (int64_t[]){8, 6}, 1), *up = uniform_leaf(2, (int64_t[]){8, 6}, 2);
+    tp_lazy *w = uniform_leaf(2, (int64_t[]){6, 4}, 3),
+            *product = tp_lazy_silu_mul(tp_lazy_neg(gate), tp_lazy_neg(up));
+    tp_lazy *loss = sum_all(tp_lazy_matmul(product, w)), *wrt[] = {w, gate}, *grads[2];
+    tp_tensor *found, *expected;
+    cr_assert_eq(tp_graph_grad(g, loss, wrt, 2, grads), TP_OK);
+    int clones = 0;
+    for (size_t id = loss->id + 1u; id < g->count; id++) {
+        clones += g->nodes[id]->record.op == TPI_SILU_MUL;
+        for (int k = 0; k < g->nodes[id]->record.n_in; k++)
+            cr_expect_neq(tpi_node_input(g->nodes[id], k), product, "the backward pass keeps it");
+    }
+    cr_expect_eq(clones, 1);
+    cr_assert_eq(tp_lazy_eval(grads[0], &found), TP_OK);
+    tp_lazy *ones = tp_lazy_ones(g, cpu, TP_F32, 2, (int64_t[]){8, 4});
+    cr_assert_eq(tp_lazy_eval(tp_lazy_matmul(tp_lazy_transpose(product, 0, 1), ones), &expected), TP_OK);
+    const float *a = tp_tensor_data(found), *b = tp_tensor_data(expected);
+    for (int i = 0; i < 24; i++) cr_expect_lt(fabsf(a[i] - b[i]), 1e-5f);
+    tp_tensor_release(found), tp_tensor_release(expected);
+}
+
 /* ---- faults ---- */
 
 /* Records and differentiates two segments in a graph of its own. */

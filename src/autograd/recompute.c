@@ -1,7 +1,10 @@
-/* Recompute segments (Chen et al. 2016): where a rule reads a value of its own segment, it gets a clone of
- * the node that made it, recorded now. The clone's inputs are clones inside the segment and the kept
- * originals outside, so that only the segment's inputs live until the backward pass. Random operations draw
- * from counters: a clone gives the same bits. */
+/* Recomputation (Chen et al. 2016): where a rule reads a value of its own segment, it gets a clone of the
+ * node that made it, recorded now. The clone's inputs are clones inside the segment and the kept originals
+ * outside, so that only the segment's inputs live until the backward pass. Random operations draw from
+ * counters: a clone gives the same bits.
+ *
+ * Outside of segments the value of an operation that is marked REMADE is cloned too: the backward pass keeps
+ * its inputs for that operation's own rule (selective recomputation, Korthikanti et al. 2022). */
 #include "autograd/reverse.h"
 #include "autograd/vjp.h"
 
@@ -9,8 +12,8 @@
 
 /* Leaves are values already; state and parts of its update are never made twice. */
 static bool is_kept(const tp_lazy *node, uint32_t segment) {
-    return node->segment != segment || node->record.op == TPI_LEAF || node->record.op == TPI_ASSIGN ||
-           node->record.op == TPI_PART;
+    return segment == 0 || node->segment != segment || node->record.op == TPI_LEAF ||
+           node->record.op == TPI_ASSIGN || node->record.op == TPI_PART;
 }
 
 static tp_lazy *record_clone(const tpi_reverse *reverse, const tp_lazy *node) {
@@ -53,8 +56,12 @@ static tp_status make_clone(tpi_reverse *reverse, tp_lazy *value) {
     return TP_OK;
 }
 
+static bool is_remade(const tp_lazy *value) {
+    return value->segment == 0 && tpi_ops[value->record.op].flags & TPI_FLAG_REMADE;
+}
+
 tp_lazy *tpi_reverse_read(tpi_reverse *reverse, const tp_lazy *reader, tp_lazy *value) {
-    if (reader->segment == 0 || is_kept(value, reader->segment)) return value;
+    if (is_kept(value, reader->segment) && !is_remade(value)) return value;
     if (!reverse->clone && !(reverse->clone = tpi_calloc((size_t)reverse->loss->id + 1, sizeof(tp_lazy *))))
         return tpi_graph_fail(reverse->graph, TP_ENOMEM, "recompute: out of memory");
     if (!reverse->clone[value->id] && make_clone(reverse, value) != TP_OK)

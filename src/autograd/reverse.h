@@ -17,7 +17,8 @@ typedef struct tpi_reverse {
     size_t stack_capacity;
 } tpi_reverse;
 
-/* `value` as `reader`'s rule sees it: itself, or its clone if both are in one recompute segment. */
+/* `value` as `reader`'s rule sees it: itself, or its clone if both are in one recompute segment or `value` is
+ * quick to make again. */
 tp_lazy *tpi_reverse_read(tpi_reverse *reverse, const tp_lazy *reader, tp_lazy *value);
 
 #endif

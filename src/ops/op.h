@@ -24,7 +24,8 @@ enum tpi_op_flags {
     TPI_FLAG_POINTWISE = 4, /* element i of the output depends on element i of each (broadcast) input */
     TPI_FLAG_IN_PLACE = 8,  /* output k may take input k's memory, for each output k */
     TPI_FLAG_CAN_FAIL = 16, /* kernels check data and may return an error while running */
-    TPI_FLAG_PLANNED = 32   /* made by the planner only */
+    TPI_FLAG_PLANNED = 32,  /* made by the planner only */
+    TPI_FLAG_REMADE = 64    /* quick, of inputs that are kept in any case: the backward pass makes it again */
 };
 
 enum tpi_saves { TPI_SAVES_NOTHING = 0, TPI_SAVES_INPUTS = 1, TPI_SAVES_OUTPUT = 2, TPI_SAVES_BOTH = 3 };
