@@ -114,6 +114,9 @@ typedef struct tpi_backend {
     /* Whether a kernel of `op` leaves its outputs alone once a step before it in the run has failed on the
      * device, so that it may write state. NULL: a failure ends a run at once, and all may. */
     bool (*guards)(tpi_op op);
+    /* Steps that `run` may launch as one, where their outputs lie apart: small memory is given back so many
+     * steps after its last use. 0: each by itself. */
+    uint32_t together;
 } tpi_backend;
 
 /* The CPU. Always there. */

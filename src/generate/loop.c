@@ -362,6 +362,8 @@ static double now(void) {
 static tp_status run_generation(run *r, const int32_t *ids, size_t count, tp_generate_stats *stats) {
     const double began = now();
     TPI_TRY(read_prompt(r, ids, count));
+    TPI_TRY(
+        tp_device_synchronize(tp_model_device(r->generator->model))); /* so that its time is the prompt's */
     const double read = now();
     TPI_TRY(generate_tokens(r));
     TPI_TRY(finish(r));

@@ -233,13 +233,11 @@ static bool take_over(tpi_ir *ir, const tpi_inst *inst, uint32_t i, int out) {
     return false;
 }
 
-/* Steps of a device that queues them may be launched together; so their small values lie apart: the memory
- * of one is given back LATE steps after its last use. */
-#define LATE  8
-#define SMALL ((uint64_t)64 << 10)
+#define SMALL ((uint64_t)64 << 10) /* bytes of a value that is given back late for the backend's `together`  \
+                                    */
 
-/* Gives back the memory of the values that instruction i used last; on such a device of the large or of the
- * `small` ones. */
+/* Gives back the memory of the values that instruction i used last; where steps are launched together, of the
+ * large or of the `small` ones. */
 static tp_status release_dying(tpi_ir *ir, uint32_t i, bool small, space *s) {
     const tpi_inst *inst = &ir->insts[i];
     for (uint32_t k = 0; k < inst->n_in + inst->n_out; k++) {
@@ -247,7 +245,7 @@ static tp_status release_dying(tpi_ir *ir, uint32_t i, bool small, space *s) {
         if (v == TPI_NO_VALUE) continue;
         tpi_value *root = root_of(ir, v);
         if (root->place != TPI_PLACE_ARENA || root->last_use != i || root->index) continue;
-        if (ir->backend->run && (bytes_of(&root->operand) <= SMALL) != small) continue;
+        if (ir->backend->together && (bytes_of(&root->operand) <= SMALL) != small) continue;
         root->index = 1;
         TPI_TRY(space_give(s, root->at, bytes_of(&root->operand)));
     }
@@ -267,6 +265,7 @@ static tp_status place_outputs(tpi_ir *ir, const tpi_inst *inst, uint32_t i, spa
 }
 
 static tp_status place_arena(tpi_ir *ir, space *s) {
+    const uint32_t late = ir->backend->together;
     for (uint32_t i = 0; i < ir->n_insts; i++) {
         tpi_inst *inst = &ir->insts[i];
         uint64_t scratch = (inst->scratch + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
@@ -276,7 +275,7 @@ static tp_status place_arena(tpi_ir *ir, space *s) {
             TPI_TRY(space_give(s, inst->scratch_at, scratch));
         }
         TPI_TRY(release_dying(ir, i, false, s));
-        if (ir->backend->run && i >= LATE) TPI_TRY(release_dying(ir, i - LATE, true, s));
+        if (late && i >= late) TPI_TRY(release_dying(ir, i - late, true, s));
     }
     return TP_OK;
 }

@@ -88,6 +88,6 @@ static void describe(char *text, size_t bytes) {
 }
 
 const tpi_backend *tpi_backend_cpu(void) {
-    static const tpi_backend cpu = {"cpu", kernels, describe, NULL, NULL};
+    static const tpi_backend cpu = {"cpu", kernels, describe, NULL, NULL, 0};
     return &cpu;
 }

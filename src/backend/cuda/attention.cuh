@@ -268,10 +268,6 @@ template <int D> static __device__ __forceinline__ int tile_offset(int row, int 
     return row * D + ((chunk ^ (row & 7)) << 3);
 }
 
-static __device__ __forceinline__ uint32_t shared_address(const void *data) {
-    return (uint32_t)__cvta_generic_to_shared(data);
-}
-
 static __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
                  : "memory");

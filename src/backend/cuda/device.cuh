@@ -23,6 +23,10 @@ __device__ __forceinline__ float to_f32(__half x) {
     return __half2float(x);
 }
 
+__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
+    return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+
 /* Element i of floats of a dtype that is known when it runs. */
 __device__ __forceinline__ float load_typed(const void *data, int dtype, int64_t i) {
     if (dtype == TP_F32) return ((const float *)data)[i];

@@ -15,6 +15,9 @@
 extern "C" {
 #endif
 
+/* The longest group of small values: a norm, q, k and v, two rotations, two writes to the cache. */
+#define TPI_CUDA_TOGETHER 8
+
 /* Launches the steps from `first` on that are one kernel's work; `launch->step` is step `first`. Returns how
  * many they are, with their status; 0: they are nothing of this kind, and nothing was launched. */
 typedef uint32_t (*tpi_cuda_group)(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,

@@ -5,16 +5,16 @@
  * warpgroup (4 warps; lane = 4g + t) holds of warp w's rows 16w ... 16w + 15 and of each tile of 8 columns:
  * rows g (0, 1) and g + 8 (2, 3), columns 2t (0, 2) and 2t + 1 (1, 3).
  *
- * To be used where __CUDA_ARCH_FEAT_SM90_ALL is defined. */
+ * There where TPI_WGMMA is set. */
 #ifndef TAPER_BACKEND_CUDA_HOPPER_CUH
 #define TAPER_BACKEND_CUDA_HOPPER_CUH
 
-#include <cuda.h>
-#include <stdint.h>
+#include "backend/cuda/early.cuh"
+#include "backend/cuda/wgmma.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
+#include <cuda.h>
+
+#if TPI_WGMMA
 
 /* ---- mbarriers: addresses in shared memory ---- */
 
@@ -85,14 +85,6 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async;" ::: "memory");
 }
 
-/* Programmatic launches: the next kernel's blocks may start; what the kernel before wrote is there. */
-__device__ __forceinline__ void launch_dependents() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-__device__ __forceinline__ void wait_for_previous_kernel() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 /* ---- copies: the map's box at (column, row) ---- */
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap *map) {
@@ -115,42 +107,18 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, in
                  : "memory");
 }
 
-/* ---- wgmma ---- */
-
-/* The address as descriptors have it: within the block, whatever its place in the cluster. */
-__device__ __forceinline__ uint64_t descriptor_address(uint32_t address) {
-    return (address & 0x3ffff) >> 4;
-}
+/* ---- wgmma, with wider tiles and more of them than wgmma.cuh has ---- */
 
 /* Of a matrix whose rows in shared memory run along the inner dimension: [m or n, 64 inner]. The next 16
  * inner indices: + 2. */
 __device__ __forceinline__ uint64_t inner_descriptor(uint32_t address) {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | descriptor_address(address);
+    return tile_at(address, 16);
 }
 
 /* Of one whose rows run along the outer dimension: blocks of [64 inner, 64 outer], 8192 bytes each. The next
  * 16 inner indices: + 128. */
 __device__ __forceinline__ uint64_t outer_descriptor(uint32_t address) {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(8192 >> 4) << 16 |
-           descriptor_address(address);
-}
-
-__device__ __forceinline__ void wgmma_begin() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-/* Waits until at most PENDING groups are under way. */
-template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
-/* Keeps reads of the sums behind a wait, which the compiler does not know to be of them. */
-template <int N> __device__ __forceinline__ void settle(float (&sum)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(sum[i])::"memory");
+    return tile_at(address, 8192);
 }
 
 #define WGMMA_8(i)                                                                                           \
@@ -217,4 +185,5 @@ __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, b
 #undef WGMMA_NAMES_128
 #undef WGMMA
 
+#endif
 #endif

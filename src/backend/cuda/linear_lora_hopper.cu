@@ -14,7 +14,7 @@ struct split_job {
     unsigned *ready;
     int64_t a_k, a_r, b_r, b_n; /* strides of a [k, rank] and b [rank, n] */
     int64_t to_r, to_n;         /* and of to_b */
-    int k, n, rank, ranks, blocks;
+    int k, n, rank, own_rank, ranks, blocks;
     bool wide_bias; /* f32, else bf16 */
 };
 
@@ -24,15 +24,13 @@ __device__ void split(float x, bf16 &high, bf16 &low) {
 }
 
 template <typename A> __global__ void split_kernel(split_job p) {
-#if __CUDA_ARCH__ >= 900
-    launch_dependents();
-#endif
+    let_next_start();
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     bf16 high, low;
     if (i < p.blocks) p.ready[i] = 0;
     if (i < p.rank * p.k) {
         const int r = i / p.k, k = i % p.k;
-        split(to_f32(((const A *)p.a)[k * p.a_k + r * p.a_r]), high, low);
+        split(r < p.own_rank ? to_f32(((const A *)p.a)[k * p.a_k + r * p.a_r]) : 0.0f, high, low);
         p.to_a[(int64_t)r * p.k + k] = high;
         p.to_a[(int64_t)(p.ranks + r) * p.k + k] = low;
         return;
@@ -48,7 +46,7 @@ template <typename A> __global__ void split_kernel(split_job p) {
         to[2 * p.rank * p.to_r] = high;
         to[(2 * p.rank + 1) * p.to_r] = low;
     } else {
-        split(to_f32(((const A *)p.b)[r * p.b_r + n * p.b_n]), high, low);
+        split(r < p.own_rank ? to_f32(((const A *)p.b)[r * p.b_r + n * p.b_n]) : 0.0f, high, low);
         to[0] = high;
         to[p.rank * p.to_r] = high;
         to[2 * p.rank * p.to_r] = low;
@@ -56,6 +54,11 @@ template <typename A> __global__ void split_kernel(split_job p) {
 }
 
 /* ---- host ---- */
+
+/* With the zeros that are added. */
+int64_t rank_of(const tpi_layer &l) {
+    return tpi_div_up(l.rank, 8) * 8;
+}
 
 /* Where things stand in scratch. */
 struct pieces {
@@ -67,7 +70,7 @@ pieces pieces_of(const tpi_layer &l, int ranks) {
     pieces p = {};
     p.partial = tpi_piece(&p.end, (size_t)(makers * pair_rows * ranks) * sizeof(float));
     p.a = tpi_piece(&p.end, (size_t)(2 * ranks * l.k) * sizeof(bf16));
-    p.b = tpi_piece(&p.end, (size_t)((3 * l.rank + 8) * l.n) * sizeof(bf16));
+    p.b = tpi_piece(&p.end, (size_t)((3 * rank_of(l) + 8) * l.n) * sizeof(bf16));
     p.ready = tpi_piece(&p.end, (size_t)(2 * pairs) * sizeof(unsigned));
     return p;
 }
@@ -120,7 +123,8 @@ lora_job job_of(const tpi_launch *launch, const tpi_layer &l, const pieces &at, 
     job.y = (bf16 *)tpi_out(launch, 0);
     job.partial = (float *)(scratch + at.partial);
     job.ready = (unsigned *)(scratch + at.ready);
-    job.m = (int)l.m, job.n = (int)l.n, job.rank = (int)l.rank;
+    job.m = (int)l.m, job.n = (int)l.n, job.rank = (int)rank_of(l);
+    job.own_rank = (int)l.rank;
     job.pairs = (int)tpi_div_up(l.m, pair_rows), job.columns = (int)tpi_div_up(l.n, L::columns);
     job.steps = (int)tpi_div_up(l.k, tile_inner);
     job.h_columns = 3 * job.rank + (l.bias ? 2 : 0);
@@ -148,7 +152,7 @@ split_job split_of(const tpi_launch *launch, const tpi_layer &l, const pieces &a
     s.a_k = l.ma.transposed ? 1 : l.ma.leading, s.a_r = l.ma.transposed ? l.ma.leading : 1;
     s.b_r = l.mb.transposed ? 1 : l.mb.leading, s.b_n = l.mb.transposed ? l.mb.leading : 1;
     s.to_r = L::outer_w ? job.n : 1, s.to_n = L::outer_w ? 1 : 3 * job.rank + 8;
-    s.k = (int)l.k, s.n = job.n, s.rank = job.rank;
+    s.k = (int)l.k, s.n = job.n, s.rank = job.rank, s.own_rank = job.own_rank;
     s.ranks = L::ranks;
     s.blocks = 2 * job.pairs;
     return s;
@@ -210,7 +214,13 @@ int64_t cost(const tpi_launch *launch, const tpi_layer &l, int columns) {
     return tpi_div_up(tiles, tpi_cuda_of(launch)->processors / 2) * (columns + 32);
 }
 
+/* Ranks that a layout makes room for. */
+int ranks_of(const tpi_layer &l) {
+    return l.rank <= 16 ? 16 : l.rank <= 32 ? 32 : 64;
+}
+
 template <bool OUTER_W> tp_status run_any(const tpi_launch *launch, const tpi_layer &l) {
+    if (l.rank > 32) return run<layout<128, 64, OUTER_W>>(launch, l);
     if (l.rank > 16) return run<layout<256, 32, OUTER_W>>(launch, l);
     const int64_t wide = cost(launch, l, 256), middle = cost(launch, l, 224), narrow = cost(launch, l, 128);
     if (wide <= middle && wide <= narrow) return run<layout<256, 16, OUTER_W>>(launch, l);
@@ -221,7 +231,7 @@ template <bool OUTER_W> tp_status run_any(const tpi_launch *launch, const tpi_la
 } // namespace
 
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *l) {
-    return pieces_of(*l, 32).end;
+    return pieces_of(*l, ranks_of(*l)).end;
 }
 
 /* Copies start at multiples of 16 bytes, and so do their rows. */
@@ -230,7 +240,7 @@ bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *l) {
         (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l->w) | (uintptr_t)tpi_out(launch, 0);
     const bool ints = l->m < INT_MAX - pair_rows && l->n < INT_MAX / 256 && l->k < INT_MAX / 256;
     return tpi_cuda_of(launch)->capability == 90 && ints && l->n >= 64 && l->k > 0 && l->rank > 0 &&
-           l->rank <= 32 && places % 16 == 0 && l->mw.leading % 8 == 0;
+           l->rank <= 64 && places % 16 == 0 && l->mw.leading % 8 == 0;
 }
 
 tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *l) {

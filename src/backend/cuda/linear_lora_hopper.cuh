@@ -30,12 +30,14 @@ constexpr int most_makers = 64; /* in all; there may be one for each pair */
 /* What a tile of COLUMNS columns is made of, with ranks up to RANKS. */
 template <int COLUMNS, int RANKS, bool OUTER_W> struct layout {
     static constexpr int columns = COLUMNS, ranks = RANKS;
-    static constexpr int stages = RANKS > 16 ? 3 : COLUMNS > 128 ? 4 : 5;
+    static constexpr int stages = RANKS > 16      ? 3
+                                  : COLUMNS > 128 ? 4
+                                                  : 5; /* that shared memory has room for */
     static constexpr int half_boxes = OUTER_W ? (COLUMNS + 127) / 128 : 1; /* that make up half of w's tile */
     static constexpr int half_columns = OUTER_W ? 64 * half_boxes : COLUMNS / 2;
     static constexpr int x_bytes = tile_rows * tile_inner * 2, w_bytes = 2 * half_columns * tile_inner * 2;
     static constexpr int a_bytes = 2 * RANKS * tile_inner * 2, stage_bytes = x_bytes + w_bytes + a_bytes;
-    static constexpr int h_bytes = RANKS > 16 ? 2 * x_bytes : x_bytes; /* 3 · RANKS + 1 columns */
+    static constexpr int h_bytes = (3 * RANKS + 2 + 63) / 64 * x_bytes; /* its columns, 64 at a time */
     static constexpr int shared_bytes = stages * (stage_bytes + 16) + h_bytes + 16 + 1024; /* alignment */
     static constexpr bool outer_w = OUTER_W;         /* w's rows run along the columns of y */
     static constexpr int w_step = OUTER_W ? 128 : 2; /* of a descriptor, for 16 inner indices */
@@ -49,10 +51,11 @@ struct tile_maps {
 
 struct lora_job {
     bf16 *y;
-    void *h;         /* [m, rank], f32 if h_wide, else bf16; NULL: not wanted */
-    float *partial;  /* of h: [makers of a pair, rows, RANKS] */
-    unsigned *ready; /* of a block of rows: warpgroups that have published theirs */
-    int m, n, rank;
+    void *h;            /* [m, rank], f32 if h_wide, else bf16; NULL: not wanted */
+    float *partial;     /* of h: [makers of a pair, rows, RANKS] */
+    unsigned *ready;    /* of a block of rows: warpgroups that have published theirs */
+    int m, n, rank;     /* a multiple of 8: zeros are added */
+    int own_rank;       /* without them */
     int pairs, columns; /* tiles of y: pairs of them down, and across */
     int steps;          /* of the inner dimension, 64 each */
     int makers;         /* of a pair */
@@ -61,7 +64,7 @@ struct lora_job {
     float scale;
 };
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#if TPI_WGMMA
 
 constexpr int preparers = group - 32;
 constexpr int pairs_together = 8; /* pairs of row blocks that share w's tiles in the second-level cache */
@@ -165,7 +168,16 @@ __device__ __forceinline__ void put_eight(uint32_t h, int row, int eight, const 
 /* Eight ranks of a row of h for who wants it. */
 __device__ __forceinline__ void give_eight(const lora_job &p, int row, int eight, const float4 (&sum)[2]) {
     if (row >= p.m) return;
-    const int64_t at = (int64_t)row * p.rank + eight * 8;
+    const int64_t at = (int64_t)row * p.own_rank + eight * 8;
+    const float all[8] = {sum[0].x, sum[0].y, sum[0].z, sum[0].w, sum[1].x, sum[1].y, sum[1].z, sum[1].w};
+    if (p.own_rank % 8 != 0) { /* rows begin anywhere */
+        for (int r = 0; r < 8 && eight * 8 + r < p.own_rank; r++)
+            if (p.h_wide)
+                ((float *)p.h)[at + r] = p.scale * all[r];
+            else
+                ((bf16 *)p.h)[at + r] = __float2bfloat16_rn(p.scale * all[r]);
+        return;
+    }
     const float4 low = {p.scale * sum[0].x, p.scale * sum[0].y, p.scale * sum[0].z, p.scale * sum[0].w};
     const float4 high = {p.scale * sum[1].x, p.scale * sum[1].y, p.scale * sum[1].z, p.scale * sum[1].w};
     if (p.h_wide) {
@@ -277,7 +289,7 @@ __device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h
     for (int i = 0; i < steps; i++, at.next()) {
         barrier_wait(at.full(), at.parity);
         const uint64_t x = x_descriptor(at.data()), w = w_descriptor(at);
-        wgmma_begin();
+        products_begin();
 #pragma unroll
         for (int s = 0; s < 4; s++) wgmma<L::outer_w>(sum, x + 2 * s, w + L::w_step * s, keep || i + s > 0);
         if (MAKER) {
@@ -285,12 +297,12 @@ __device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h
 #pragma unroll
             for (int s = 0; s < 4; s++) wgmma<false>(h, x + 2 * s, a + 2 * s, i + s > 0);
         }
-        wgmma_commit();
-        wgmma_wait<1>();
+        products_begun();
+        products_wait<1>();
         if (used) release(used);
         used = at.empty();
     }
-    wgmma_wait<0>();
+    products_wait<0>();
     settle(sum);
     if (MAKER) settle(h);
     if (used) release(used);
@@ -305,11 +317,11 @@ __device__ __forceinline__ void add_low_rank(float (&sum)[L::columns / 2], ring<
         barrier_wait(at.full(), at.parity);
         uint64_t h = x_descriptor(at.h() + done / tile_inner * L::x_bytes), b = w_descriptor(at);
         const int end = min(h_columns - done, tile_inner);
-        wgmma_begin();
+        products_begin();
 #pragma unroll 1
         for (int c = 0; c < end; c += 16, h += 2, b += L::w_step) wgmma<L::outer_w>(sum, h, b, true);
-        wgmma_commit();
-        wgmma_wait<0>();
+        products_begun();
+        products_wait<0>();
         settle(sum);
         release(at.empty());
     }
@@ -394,7 +406,7 @@ template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {
 template <class L>
 __global__ __launch_bounds__(threads, 1) void lora_kernel(const __grid_constant__ tile_maps maps,
                                                           const lora_job p) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#if TPI_WGMMA
     extern __shared__ char shared[];
     ring<L> at;
     at.memory = (shared_address(shared) + 1023) / 1024 * 1024;
@@ -411,7 +423,7 @@ __global__ __launch_bounds__(threads, 1) void lora_kernel(const __grid_constant_
         prefetch_map(&maps.w);
     }
     cluster_sync();
-    wait_for_previous_kernel();
+    wait_for_previous();
     if (threadIdx.x < group) {
         fewer_registers<104>();
         if (threadIdx.x == 0) fetch(maps, p, at);

@@ -18,8 +18,9 @@ namespace {
 using bf16 = __nv_bfloat16;
 
 constexpr int threads = 256, block_rows = 32,
-              parts = 4;         /* warps: two row tiles × parts of the inner dimension */
-constexpr int least_rows = 1024; /* below, too few blocks */
+              parts = 4;              /* warps: two row tiles × parts of the inner dimension */
+constexpr int least_rows = 17;        /* fewer are generation's: skinny.cu */
+constexpr int least_lora_rows = 1024; /* of a LORA by itself; for fewer lora.cu has more blocks */
 
 struct thin_args {
     const bf16 *x;
@@ -181,9 +182,9 @@ __device__ __forceinline__ void load_b(float (&to)[4][4], const thin_args &p, in
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
         const int r = r0 + 2 * t + 8 * pair;
-        if (r >= p.rank) continue; /* ranks are a multiple of 8 */
 #pragma unroll
         for (int i = 0; i < 2; i++) {
+            if (r + i >= p.rank) continue;
             const A *from = b + (r + i) * p.b_r;
             if (p.b_n == 1) {
                 const auto four = *(const pack<A, 4> *)from;
@@ -275,14 +276,11 @@ bool aligned(const thin_args &args) {
     return ((uintptr_t)args.x | (uintptr_t)args.a | (uintptr_t)args.b | (uintptr_t)args.y) % 16 == 0;
 }
 
-/* Rows and columns that 16-byte loads can take. */
-bool even(const tpi_matrix &m) {
-    return m.leading % 8 == 0 && m.rows % 8 == 0 && m.columns % 8 == 0;
-}
-
+/* Rows of x, and of a where it lies [rank, k], that 16-byte loads can take. */
 bool adapters_fit(const tpi_matrix &x, const tpi_matrix &a) {
     return x.dtype == TP_BF16 && !x.transposed && x.rows >= least_rows && x.columns % 8 == 0 &&
-           x.leading % 8 == 0 && (a.dtype == TP_F32 || a.dtype == TP_BF16) && even(a);
+           x.leading % 8 == 0 && (a.dtype == TP_F32 || a.dtype == TP_BF16) &&
+           (!a.transposed || a.leading % 8 == 0);
 }
 
 thin_args args_of(const tpi_launch *launch, const tpi_matrix &x, int a_in, const tpi_matrix &a) {
@@ -324,8 +322,9 @@ bool thin_matrices(const tpi_step *step, tpi_matrix *x, tpi_matrix *a) {
 
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step) {
     tpi_layer l;
-    return tpi_layer_of(step, &l) && l.y_type == TP_BF16 && adapters_fit(l.mx, l.ma) && even(l.mb) &&
-           l.ma.dtype == l.mb.dtype && l.rank <= 64;
+    return tpi_layer_of(step, &l) && l.y_type == TP_BF16 && adapters_fit(l.mx, l.ma) && l.n % 8 == 0 &&
+           (l.mb.transposed || l.mb.leading % 8 == 0) && l.ma.dtype == l.mb.dtype && l.rank <= 64 &&
+           (l.w || l.m >= least_lora_rows);
 }
 
 tp_status tpi_cuda_lora_tensor(const tpi_launch *launch) {

@@ -2,6 +2,7 @@
  * core that kernels and tables are written with are forwarded, so that errors and memory are the library's.
  */
 #include "backend/cuda/device.h"
+#include "backend/cuda/groups.h"
 
 #include "core/alloc.h"
 
@@ -91,7 +92,8 @@ static tp_status open_device(int index, tpi_warning warning, void **state, char 
 __attribute__((visibility("default"))) const tpi_plugin *taper_plugin(const tpi_plugin_host *from);
 
 const tpi_plugin *taper_plugin(const tpi_plugin_host *from) {
-    static const tpi_backend backend = {"cuda", tpi_cuda_kernels, describe, tpi_cuda_run, guards};
+    static const tpi_backend backend = {"cuda",       tpi_cuda_kernels, describe,
+                                        tpi_cuda_run, guards,           TPI_CUDA_TOGETHER};
     static const tpi_plugin plugin = {TAPER_VERSION, &backend, &tpi_cuda_calls, count_devices, open_device};
     host = from;
     return &plugin;

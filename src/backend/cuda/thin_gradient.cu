@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int least_rows = 1024;
+constexpr int least_rows = 17;         /* fewer make no sum worth sharing out */
 constexpr int64_t wanted_blocks = 512; /* enough for any device; the plan must not depend on it */
 
 /* blockIdx: columns, share of the rows, tile of ranks. */

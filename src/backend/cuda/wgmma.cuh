@@ -45,6 +45,10 @@ template <int LEFT> static __device__ __forceinline__ void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 /* Sums are not read before the wait in front of this. */
+template <int N> static __device__ __forceinline__ void settle(float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
+}
 template <int N> static __device__ __forceinline__ void settle(float (&x)[N][4]) {
 #pragma unroll
     for (int j = 0; j < N; j++)
