@@ -49,9 +49,14 @@ static tp_status tensor(const tpi_launch *launch) {
     if (!tpi_layer_of(launch->step, &l))
         return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
     if (tpi_out_operand(launch->step, 0)->count > 0) {
-        if (tpi_cuda_lora_hopper_fits(launch, &l)) return tpi_cuda_lora_hopper(launch, &l);
-        TPI_TRY(tpi_cuda_lora_tensor(launch));
-        TPI_TRY(add_product(launch, &l));
+        if (tpi_cuda_lora_hopper_fits(launch, &l)) {
+            TPI_TRY(tpi_cuda_lora_hopper(launch, &l));
+            if (l.rank <= TPI_RANKS_AT_ONCE) return TP_OK;
+            TPI_TRY(tpi_cuda_lora_tensor_rest(launch));
+        } else {
+            TPI_TRY(tpi_cuda_lora_tensor(launch));
+            TPI_TRY(add_product(launch, &l));
+        }
     }
     return give_low_rank(launch, &l);
 }

@@ -128,7 +128,7 @@ lora_job job_of(const tpi_launch *launch, const tpi_layer &l, const pieces &at, 
     job.pairs = (int)tpi_div_up(l.m, pair_rows), job.columns = (int)tpi_div_up(l.n, L::columns);
     job.steps = (int)tpi_div_up(l.k, tile_inner);
     job.h_columns = 3 * job.rank + (l.bias ? 2 : 0);
-    if (tpi_wants_low_rank(launch->step)) {
+    if (tpi_wants_low_rank(launch->step) && l.rank == tpi_in_operand(launch->step, l.a)->shape[1]) {
         job.h = tpi_out(launch, 1);
         job.h_wide = tpi_out_operand(launch->step, 1)->dtype == TP_F32;
     }
@@ -231,18 +231,24 @@ template <bool OUTER_W> tp_status run_any(const tpi_launch *launch, const tpi_la
 } // namespace
 
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *l) {
-    return pieces_of(*l, ranks_of(*l)).end;
+    tpi_layer first = *l;
+    if (first.rank > TPI_RANKS_AT_ONCE) first.rank = TPI_RANKS_AT_ONCE;
+    return pieces_of(first, ranks_of(first)).end;
 }
 
 /* Copies start at multiples of 16 bytes, and so do their rows. */
 bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *l) {
-    const uintptr_t places =
+    uintptr_t places =
         (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l->w) | (uintptr_t)tpi_out(launch, 0);
+    if (l->rank > TPI_RANKS_AT_ONCE) /* what adds the rest wants that, too */
+        places |= (uintptr_t)tpi_in(launch, l->a) | (uintptr_t)tpi_in(launch, l->b);
     const bool ints = l->m < INT_MAX - pair_rows && l->n < INT_MAX / 256 && l->k < INT_MAX / 256;
     return tpi_cuda_of(launch)->capability == 90 && ints && l->n >= 64 && l->k > 0 && l->rank > 0 &&
-           l->rank <= 64 && places % 16 == 0 && l->mw.leading % 8 == 0;
+           places % 16 == 0 && l->mw.leading % 8 == 0;
 }
 
-tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *l) {
-    return l->mw.transposed ? run_any<false>(launch, *l) : run_any<true>(launch, *l);
+tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *layer) {
+    tpi_layer l = *layer;
+    if (l.rank > TPI_RANKS_AT_ONCE) l.rank = TPI_RANKS_AT_ONCE;
+    return l.mw.transposed ? run_any<false>(launch, l) : run_any<true>(launch, l);
 }

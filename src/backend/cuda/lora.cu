@@ -10,7 +10,7 @@
 namespace {
 
 constexpr int threads = 256, warps = threads / 32, rows = 4, columns = 2; /* columns of y a thread at once */
-constexpr int largest_rank = 64;
+constexpr int largest_rank = 64; /* for which this is the better kernel */
 
 struct lora_args {
     const void *x, *a, *b;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void load_up(float (&to)[RANKS][columns], const lora_
 
 /* The block's h of ranks r0 ... r0 + RANKS - 1; all threads may read it afterwards. */
 template <typename X, typename A, int RANKS, bool PACKED>
-__device__ void make_h(float (*h)[largest_rank], float (*parts)[rows * RANKS], const lora_args &p,
+__device__ void make_h(float (*h)[TPI_LARGEST_RANK], float (*parts)[rows * RANKS], const lora_args &p,
                        int64_t row0, int r0) {
     const X *x = (const X *)p.x + row0 * p.x_leading;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -112,7 +112,7 @@ __device__ void store_columns(Y *y, const float (&sum)[columns], int64_t column,
 
 template <typename X, typename A, typename Y, int RANKS, bool PACKED>
 __global__ __launch_bounds__(threads) void lora_kernel(lora_args p) {
-    __shared__ float h[rows][largest_rank], parts[warps][rows * RANKS];
+    __shared__ float h[rows][TPI_LARGEST_RANK], parts[warps][rows * RANKS];
     const int64_t row0 = (int64_t)blockIdx.x * rows;
     const int64_t column0 = (int64_t)threadIdx.x * columns;
     float b[RANKS][columns];

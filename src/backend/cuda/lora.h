@@ -8,12 +8,17 @@
 extern "C" {
 #endif
 
+#define TPI_RANKS_AT_ONCE 64  /* that a kernel takes; of more, the rest is added in further launches */
+#define TPI_LARGEST_RANK  256 /* for which that pays */
+
 /* y = scale · (x·a)·b + bias of a LORA or LINEAR_LORA step (whose w is another's work), by tensor cores: bf16
- * x and y, many rows. */
+ * x and y, many rows. tpi_cuda_lora_tensor_rest adds the ranks beyond TPI_RANKS_AT_ONCE to y. */
 tp_status tpi_cuda_lora_tensor(const tpi_launch *launch);
+tp_status tpi_cuda_lora_tensor_rest(const tpi_launch *launch);
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step);
 
-/* LINEAR_LORA as one product on Hopper, output 1 too: what tpi_cuda_lora_tensor_accepts, with bf16 w. */
+/* LINEAR_LORA as one product on Hopper, of the first TPI_RANKS_AT_ONCE ranks, with output 1 if these are all:
+ * what tpi_cuda_lora_tensor_accepts, with bf16 w. */
 tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *layer);
 bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *layer);
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *layer);
@@ -23,7 +28,7 @@ bool tpi_lora_fused_fits(const tpi_layer *layer);
 tp_status tpi_cuda_lora_fused_into(const tpi_launch *launch, const tpi_layer *layer, bool with_bias, void *y,
                                    tp_dtype y_type);
 
-/* MATMUL of many bf16 rows by a thin matrix, by tensor cores: [m, k] · [k, at most 64]. */
+/* MATMUL of many bf16 rows by a thin matrix, by tensor cores: [m, k] · [k, up to TPI_LARGEST_RANK]. */
 tp_status tpi_cuda_thin_matmul(const tpi_launch *launch);
 bool tpi_cuda_thin_matmul_accepts(const tpi_step *step);
 

@@ -27,8 +27,9 @@ struct thin_args {
     const void *a, *b; /* f32 or bf16 */
     const void *bias;  /* of lora: [n]; NULL: none */
     void *y;           /* of lora: bf16 [m, n]; of the thin product: bf16 or f32 [m, rank] */
-    int64_t m, k, n, x_leading, a_k, a_r, b_r, b_n;
+    int64_t m, k, n, x_leading, y_leading, a_k, a_r, b_r, b_n;
     int rank, bias_type;
+    bool adds; /* of lora: to what is in y */
     float scale;
 };
 
@@ -201,13 +202,14 @@ __device__ __forceinline__ void load_b(float (&to)[4][4], const thin_args &p, in
 __device__ __forceinline__ void store_eight(const thin_args &p, int64_t row, int64_t column,
                                             const float (&sum)[4][4], int half) {
     if (row >= p.m || column >= p.n) return;
-    pack<bf16, 8> out;
+    pack<bf16, 8> *y = (pack<bf16, 8> *)((bf16 *)p.y + row * p.y_leading + column), out = {};
+    if (p.adds) out = *y;
 #pragma unroll
     for (int u = 0; u < 8; u++) {
         const float bias = p.bias ? load_typed(p.bias, p.bias_type, column + u) : 0.0f;
-        out.at[u] = from_f32<bf16>(sum[u % 4][2 * half + u / 4] + bias);
+        out.at[u] = from_f32<bf16>(to_f32(out.at[u]) + sum[u % 4][2 * half + u / 4] + bias);
     }
-    *(pack<bf16, 8> *)((bf16 *)p.y + row * p.n + column) = out;
+    *y = out;
 }
 
 template <typename A, int RT>
@@ -256,7 +258,8 @@ __global__ __launch_bounds__(threads) void thin_kernel(thin_args p) {
     const float *h = make_h<A, RT>(shared, p, row0);
     const int alive = p.m - row0 < block_rows ? (int)(p.m - row0) : block_rows;
     for (int i = threadIdx.x; i < alive * p.rank; i += threads)
-        ((Y *)p.y)[row0 * p.rank + i] = from_f32<Y>(h[i / p.rank * thin<RT>::pitch + i % p.rank]);
+        ((Y *)p.y)[(row0 + i / p.rank) * p.y_leading + i % p.rank] =
+            from_f32<Y>(h[i / p.rank * thin<RT>::pitch + i % p.rank]);
 }
 
 /* ---- host ---- */
@@ -313,6 +316,13 @@ template <typename A, typename Y> tp_status start_thin(const tpi_launch *launch,
     return start(launch, thin_kernel<A, Y, 4>, shared_bytes<4>(), args);
 }
 
+tp_status start_ranks(const tpi_launch *launch, const thin_args &args, tp_dtype a_type, tp_dtype y_type) {
+    const bool wide = y_type == TP_F32;
+    if (a_type == TP_F32)
+        return wide ? start_thin<float, float>(launch, args) : start_thin<float, bf16>(launch, args);
+    return wide ? start_thin<bf16, float>(launch, args) : start_thin<bf16, bf16>(launch, args);
+}
+
 bool thin_matrices(const tpi_step *step, tpi_matrix *x, tpi_matrix *a) {
     return tpi_in_operand(step, 1)->rank == 2 && tpi_matrix_of(tpi_in_operand(step, 0), x) &&
            tpi_matrix_of(tpi_in_operand(step, 1), a);
@@ -323,29 +333,51 @@ bool thin_matrices(const tpi_step *step, tpi_matrix *x, tpi_matrix *a) {
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step) {
     tpi_layer l;
     return tpi_layer_of(step, &l) && l.y_type == TP_BF16 && adapters_fit(l.mx, l.ma) && l.n % 8 == 0 &&
-           (l.mb.transposed || l.mb.leading % 8 == 0) && l.ma.dtype == l.mb.dtype && l.rank <= 64 &&
-           (l.w || l.m >= least_lora_rows);
+           (l.mb.transposed || l.mb.leading % 8 == 0) && l.ma.dtype == l.mb.dtype &&
+           l.rank <= TPI_LARGEST_RANK && (l.w || l.m >= least_lora_rows);
 }
 
-tp_status tpi_cuda_lora_tensor(const tpi_launch *launch) {
+/* The launches of ranks from `first` on; but for rank 0's they add. */
+static tp_status add_ranks(const tpi_launch *launch, const tpi_layer &l, thin_args args, int64_t first) {
+    const size_t bytes = tp_dtype_size((tp_dtype)l.ma.dtype);
+    const char *a = (const char *)args.a, *b = (const char *)args.b;
+    for (int64_t r = first; r < l.rank; r += TPI_RANKS_AT_ONCE) {
+        args.a = a + (size_t)(r * args.a_r) * bytes, args.b = b + (size_t)(r * args.b_r) * bytes;
+        args.rank = (int)(l.rank - r < TPI_RANKS_AT_ONCE ? l.rank - r : TPI_RANKS_AT_ONCE);
+        args.adds = r > 0;
+        if (r > 0) args.bias = nullptr;
+        TPI_TRY(l.ma.dtype == TP_F32 ? start_lora<float>(launch, args) : start_lora<bf16>(launch, args));
+    }
+    return TP_OK;
+}
+
+static tp_status run_from(const tpi_launch *launch, int64_t first) {
     tpi_layer l;
     if (!tpi_layer_of(launch->step, &l)) return tpi_fail(TP_EINTERNAL, "lora: a step that was not accepted");
     if (l.n == 0) return TP_OK;
     thin_args args = args_of(launch, l.mx, l.a, l.ma);
     args.b = tpi_in(launch, l.b);
     if (!aligned(args)) return tpi_cuda_lora_fused_into(launch, &l, true, args.y, TP_BF16);
-    args.n = l.n;
+    args.n = args.y_leading = l.n;
     args.scale = l.scale;
     if (l.bias)
         args.bias = tpi_in(launch, l.bias), args.bias_type = tpi_in_operand(launch->step, l.bias)->dtype;
     set_matrix(l.mb, args.b_r, args.b_n);
-    return l.ma.dtype == TP_F32 ? start_lora<float>(launch, args) : start_lora<bf16>(launch, args);
+    return add_ranks(launch, l, args, first);
+}
+
+tp_status tpi_cuda_lora_tensor(const tpi_launch *launch) {
+    return run_from(launch, 0);
+}
+
+tp_status tpi_cuda_lora_tensor_rest(const tpi_launch *launch) {
+    return run_from(launch, TPI_RANKS_AT_ONCE);
 }
 
 bool tpi_cuda_thin_matmul_accepts(const tpi_step *step) {
     tpi_matrix x, a;
     const tpi_operand *y = tpi_out_operand(step, 0);
-    return thin_matrices(step, &x, &a) && adapters_fit(x, a) && a.columns <= 64 &&
+    return thin_matrices(step, &x, &a) && adapters_fit(x, a) && a.columns <= TPI_LARGEST_RANK &&
            (y->dtype == TP_BF16 || y->dtype == TP_F32);
 }
 
@@ -354,7 +386,8 @@ tp_status tpi_cuda_thin_product(const tpi_launch *launch, const tpi_matrix *x, i
     thin_args args = args_of(launch, *x, a_in, *a);
     args.y = y;
     args.scale = scale;
-    const bool fits = adapters_fit(*x, *a) && a->columns <= 64 && (y_type == TP_BF16 || y_type == TP_F32);
+    const bool fits =
+        adapters_fit(*x, *a) && a->columns <= TPI_LARGEST_RANK && (y_type == TP_BF16 || y_type == TP_F32);
     if (!fits || !aligned(args)) {
         tpi_product plain = {};
         plain.m = args.m, plain.n = args.rank, plain.k = args.k;
@@ -364,10 +397,15 @@ tp_status tpi_cuda_thin_product(const tpi_launch *launch, const tpi_matrix *x, i
         plain.alpha = scale;
         return tpi_cuda_tiled_product(launch, &plain, args.x, args.a, y);
     }
-    const bool wide = y_type == TP_F32;
-    if (a->dtype == TP_F32)
-        return wide ? start_thin<float, float>(launch, args) : start_thin<float, bf16>(launch, args);
-    return wide ? start_thin<bf16, float>(launch, args) : start_thin<bf16, bf16>(launch, args);
+    args.y_leading = a->columns;
+    for (int64_t r = 0; r < a->columns; r += TPI_RANKS_AT_ONCE) {
+        args.a =
+            (const char *)tpi_in(launch, a_in) + (size_t)(r * args.a_r) * tp_dtype_size((tp_dtype)a->dtype);
+        args.y = (char *)y + (size_t)r * tp_dtype_size(y_type);
+        args.rank = (int)(a->columns - r < TPI_RANKS_AT_ONCE ? a->columns - r : TPI_RANKS_AT_ONCE);
+        TPI_TRY(start_ranks(launch, args, (tp_dtype)a->dtype, y_type));
+    }
+    return TP_OK;
 }
 
 tp_status tpi_cuda_thin_matmul(const tpi_launch *launch) {

@@ -67,8 +67,8 @@ bool tpi_cuda_thin_gradient_accepts(const tpi_step *step) {
     if (!thin_roles_of(step, &r) || tpi_matmul_scale(step) != 1.0f || r.x.dtype != TP_BF16 ||
         (r.g.dtype != TP_BF16 && r.g.dtype != TP_F32))
         return false;
-    return r.x.rows >= least_rows && r.g.columns > 0 && r.g.columns <= 64 && r.x.columns % 8 == 0 &&
-           r.x.leading % 8 == 0 && (y->dtype == TP_F32 || y->dtype == TP_BF16);
+    return r.x.rows >= least_rows && r.g.columns > 0 && r.g.columns <= TPI_LARGEST_RANK &&
+           r.x.columns % 8 == 0 && r.x.leading % 8 == 0 && (y->dtype == TP_F32 || y->dtype == TP_BF16);
 }
 
 size_t tpi_cuda_thin_gradient_scratch(const tpi_step *step, int) {
