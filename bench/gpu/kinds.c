@@ -240,11 +240,14 @@ static void adamw(recording *r) {
 static void squares(recording *r) {
     int64_t shapes[14][2];
     const int n = adapter_shapes(r, shapes);
-    tp_lazy *sum = NULL;
+    tp_lazy *sum = NULL, *some[128];
+    int count = 0;
     for (int64_t i = 0; i < r->size[0] * n; i++) {
-        tp_lazy *x = normal(r, TP_F32, 1, 2, shapes[i % n]);
-        tp_lazy *square = tp_lazy_sum(tp_lazy_mul(x, x), TP_ALL_DIMS, false);
-        sum = sum ? tp_lazy_add(sum, square) : square;
+        some[count++] = normal(r, TP_F32, 1, 2, shapes[i % n]);
+        if (count < 128 && i + 1 < r->size[0] * n) continue;
+        tp_lazy *squares = tp_lazy_sum_squares(some, count);
+        sum = sum ? tp_lazy_add(sum, squares) : squares;
+        count = 0;
     }
     want(r, tp_lazy_sqrt(sum));
 }

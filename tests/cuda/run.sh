@@ -18,6 +18,7 @@ run() {
 
 if ! run "$build/tests/cuda_cases"; then exit 0; fi
 run "$build/tests/cuda_engine"
+run python3 tests/cuda/commands.py "$build"
 if ! command -v compute-sanitizer >/dev/null; then
     echo "skipped: compute-sanitizer is not installed"
     exit 0
