@@ -5,6 +5,7 @@
  * of its leaves; what it assigns to state goes on from run to run. So a training step, or a token of
  * generation, is recorded once:
  *
+ *     const float batches[2][4] = {{1, 2, 3, 4}, {5, 6, 7, 8}};
  *     tp_lazy *w = tp_lazy_from_tensor(g, weight), *x = tp_lazy_from_tensor(g, input), *gradient;
  *     tp_lazy *loss = tp_lazy_mean(tp_lazy_matmul(x, w), TP_ALL_DIMS, false);
  *     tp_graph_grad(g, loss, &w, 1, &gradient);
@@ -12,7 +13,7 @@
  *     tp_program *step;
  *     tp_status status = tp_program_create(&step, g, &loss, 1);
  *     tp_graph_reset(g);
- *     for (int i = 0; status == TP_OK && i < 100; i++) {
+ *     for (int i = 0; status == TP_OK && i < 2; i++) {
  *         status = tp_tensor_write(input, batches[i], sizeof batches[i]);
  *         if (status == TP_OK) status = tp_program_run(step, NULL);
  *     }

@@ -48,8 +48,9 @@ static tp_status make_result(tpi_evaluation *e, uint32_t i) {
                          view->shape, NULL, result->offset, &e->results[i]);
 }
 
-/* Memory gives out first what was given back last, so taking it in the order opposite to that in which results
- * are released, the last first, gives a loop the same addresses every time: a captured run is found by them. */
+/* Memory gives out first what was given back last, so taking it in the order opposite to that in which
+ * results are released, the last first, gives a loop the same addresses every time: a captured run is found
+ * by them. */
 static tp_status make_results(tpi_evaluation *e) {
     const tpi_plan *plan = e->run.plan;
     for (uint32_t b = plan->n_buffers; b-- > 0;)

@@ -233,8 +233,7 @@ static bool take_over(tpi_ir *ir, const tpi_inst *inst, uint32_t i, int out) {
     return false;
 }
 
-#define SMALL ((uint64_t)64 << 10) /* bytes of a value that is given back late for the backend's `together`  \
-                                    */
+#define SMALL ((uint64_t)64 << 10) /* bytes; such values are given back late */
 
 /* Gives back the memory of the values that instruction i used last; where steps are launched together, of the
  * large or of the `small` ones. */

@@ -41,7 +41,7 @@ PUBLIC = {
     "backend": {"status", "context", "tensor", "ops"},
     "backend/cpu": {"status", "context", "tensor", "ops"},
     "backend/cuda": {"status", "context", "tensor", "ops"},
-    "graph": {"status", "context", "tensor", "graph", "ops"},
+    "graph": {"status", "context", "tensor", "graph", "ops", "program"},
     "ops": {"status", "context", "tensor", "graph", "ops", "eager"},
     "autograd": {"status", "context", "tensor", "graph", "ops"},
     "io": {"status"},

@@ -32,8 +32,8 @@ static __device__ void load_typed(float *tile, const head_rows &x, int b, int t,
 }
 
 /* Rows t ... t+63 of head h, the first `rows` of them, from `feature` on; zeros beyond. */
-static __device__ __noinline__ void load_chunk(float *tile, const head_rows &x, int b, int t, int h,
-                                                  int rows, int feature, int size) {
+static __device__ __noinline__ void load_chunk(float *tile, const head_rows &x, int b, int t, int h, int rows,
+                                               int feature, int size) {
     if (x.dtype == TP_F32)
         load_typed<float>(tile, x, b, t, h, rows, feature, size);
     else if (x.dtype == TP_BF16)
