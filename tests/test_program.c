@@ -155,7 +155,7 @@ Test(program, over_the_limit_runs_nothing) {
     tp_program *p = keep(tp_lazy_matmul(tp_lazy_from_tensor(g, x), tp_lazy_from_tensor(g, x)));
     must(tp_program_run(p, &out));
     tp_tensor_release(out);
-    must(tp_tensor_zeros(tp_device_cpu(ctx), TP_F32, 1, SHAPE(1900000), &held));
+    must(tp_tensor_zeros(tp_device_cpu(ctx), TP_F32, 1, SHAPE(2000000), &held));
     must_fail(tp_program_run(p, &out), TP_ELIMIT, "limit");
     cr_assert_null(out);
     tp_tensor_release(held);

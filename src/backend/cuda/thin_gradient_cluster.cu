@@ -62,7 +62,8 @@ template <typename G> void start(cudaStream_t stream, const gradients &all) {
     all.of[0].ranks <= 8 ? start<G, 1>(stream, all) : start<G, 2>(stream, all);
 }
 
-/* As many shares as leave all blocks resident: two on a processor. */
+/* As many shares as leave all blocks resident: two on a processor. So a gradient's last bits depend on what
+ * it is launched with, which is the same in every run of a plan. */
 void share_out(gradients *all, int processors) {
     const int groups = all->end[all->count - 1];
     all->shares = most_shares;

@@ -37,16 +37,28 @@ size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r) {
 
 /* ---- packing ---- */
 
+/* One step of UNIT lines whose numbers alternate: features are `stride` bytes apart, the lines side by side.
+ */
+INLINE void pack_across(const char *x, int dtype, int64_t stride, float *out) {
+    float wide[VW * UNIT + VW];
+    vf columns[UNIT];
+    if (dtype == TP_F32) {
+        v_columns8((const float *)(const void *)x, stride / (int64_t)sizeof(float), columns);
+    } else {
+        for (int f = 0; f < VW; f++) v_store(wide + f * UNIT, v_get(x + f * stride, dtype, 0, UNIT));
+        v_columns8(wide, UNIT, columns);
+    }
+    UNROLL for (int c = 0; c < UNIT; c++) v_store(out + c * VW, columns[c]);
+}
+
 /* One step: VW features of `rows` lines, any strides. */
 static void pack_step(const tpi_matrix *x, int64_t rows, int64_t j, float *out) {
-    if (x->dtype == TP_F32 && x->cs == 1) {
-        for (int64_t i = 0; i < rows; i++) v_store(out + i * VW, v_load(tpi_matrix_at(x, i, j)));
-    } else if (x->dtype == TP_F32 && x->rs == 1 && rows % UNIT == 0) {
-        for (int64_t i = 0; i < rows; i += UNIT) {
-            vf columns[UNIT];
-            v_columns8(tpi_matrix_at(x, i, j), x->cs, columns);
-            UNROLL for (int c = 0; c < UNIT; c++) v_store(out + (i + c) * VW, columns[c]);
-        }
+    const int dtype = (int)x->dtype;
+    if (x->cs == 1) {
+        for (int64_t i = 0; i < rows; i++) v_store(out + i * VW, v_get(tpi_matrix_at(x, i, 0), dtype, j, VW));
+    } else if (x->rs == 1 && rows % UNIT == 0) {
+        for (int64_t i = 0; i < rows; i += UNIT)
+            pack_across(tpi_matrix_at(x, i, j), dtype, x->cs * dtype_size(dtype), out + i * VW);
     } else {
         TPI_SIMD(pack_rows)(x, 0, j, rows, VW, out, VW);
     }
