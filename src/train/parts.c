@@ -29,7 +29,7 @@ static tp_lazy *record_loss(tpi_step *step, const tpi_part_inputs *in, bool trai
     forward.rows = leaf(step, in->pick);
     forward.adapters = &use;
     forward.adapter_count = options->adapter ? 1 : 0;
-    forward.dropout_seed = training ? leaf(step, in->seed) : NULL;
+    forward.dropout_seed = leaf(step, in->seed);
     forward.recompute = options->recompute && training;
     tp_lazy *losses = tp_model_loss_lazy(options->model, &forward, leaf(step, in->targets), TPI_IGNORE);
     return tp_lazy_sum(losses, TP_ALL_DIMS, false);

@@ -13,7 +13,7 @@ typedef struct tpi_part_inputs {
     tp_tensor *ids;     /* i32 [rows, length] */
     tp_tensor *pick;    /* i32 [picked]; NULL: all positions have a target */
     tp_tensor *targets; /* i32 [picked], or [rows, length] */
-    tp_tensor *seed;    /* of dropout: i32 [2]; NULL without */
+    tp_tensor *seed;    /* of dropout: i32 [2]; NULL without, as in PART_LOSS */
     tp_tensor *numbers; /* f32 [TPI_NUMBERS] */
 } tpi_part_inputs;
 

@@ -93,24 +93,39 @@ void tpi_step_destroy(tpi_step *step) {
 
 /* ---- programs ---- */
 
-static tp_status make_inputs(const tpi_step *step, const tpi_batch *batch, tpi_part_inputs *in) {
+static tp_status make_inputs(const tpi_step *step, tpi_part which, const tpi_batch *batch,
+                             tpi_part_inputs *in) {
     tp_device *device = tp_model_device(step->options.model);
     const int64_t grid[2] = {batch->rows, batch->length}, two = 2, numbers = TPI_NUMBERS;
     const bool picks = batch->picked > 0;
     TPI_TRY(tp_tensor_zeros(device, TP_I32, 2, grid, &in->ids));
     if (picks) TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &batch->picked, &in->pick));
     TPI_TRY(tp_tensor_zeros(device, TP_I32, picks ? 1 : 2, picks ? &batch->picked : grid, &in->targets));
-    if (step->options.dropout) TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &two, &in->seed));
+    if (step->options.dropout && which != TPI_PART_LOSS)
+        TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &two, &in->seed));
     return tp_tensor_zeros(device, TP_F32, 1, &numbers, &in->numbers);
 }
 
 static tp_status make_program(tpi_step *step, tpi_step_program *p, const tpi_batch *batch) {
     tp_lazy *outputs[2];
     int count;
-    TPI_TRY(make_inputs(step, batch, &p->inputs));
+    TPI_TRY(make_inputs(step, p->which, batch, &p->inputs));
     tp_status status = tpi_part_record(step, p->which, &p->inputs, outputs, &count);
     if (status == TP_OK) status = tp_program_create(&p->program, step->graph, outputs, count);
     tp_graph_reset(step->graph);
+    return status;
+}
+
+static tp_status create_program(tpi_step *step, tpi_part which, const tpi_batch *batch,
+                                tpi_step_program **out) {
+    tpi_step_program *p = *out = tpi_calloc(1, sizeof *p);
+    if (!p) return TP_ENOMEM;
+    p->which = which;
+    p->rows = batch->rows, p->length = batch->length, p->picked = batch->picked;
+    const tp_status status = make_program(step, p, batch);
+    if (status == TP_OK) return TP_OK;
+    destroy_program(p);
+    *out = NULL;
     return status;
 }
 
@@ -125,21 +140,13 @@ static tp_status find_program(tpi_step *step, tpi_part which, const tpi_batch *b
     tpi_step_program **all = step->programs;
     int i = 0;
     while (i < TPI_STEP_PROGRAMS - 1 && all[i] && !is_for(all[i], which, batch)) i++;
-    tpi_step_program *found = all[i];
-    if (!found || !is_for(found, which, batch)) {
-        if (!(found = tpi_calloc(1, sizeof *found))) return TP_ENOMEM;
-        found->which = which;
-        found->rows = batch->rows, found->length = batch->length, found->picked = batch->picked;
+    if (!all[i] || !is_for(all[i], which, batch)) {
         destroy_program(all[i]); /* before the new one takes memory */
-        all[i] = NULL;
-        tp_status status = make_program(step, found, batch);
-        if (status != TP_OK) {
-            destroy_program(found);
-            return status;
-        }
+        TPI_TRY(create_program(step, which, batch, &all[i]));
     }
+    *out = all[i];
     memmove(all + 1, all, (size_t)i * sizeof *all);
-    *out = all[0] = found;
+    all[0] = *out;
     return TP_OK;
 }
 
@@ -234,14 +241,9 @@ tp_status tpi_step_loss(tpi_step *step, const tpi_batch *batch, double *sum) {
 }
 
 tp_status tpi_step_memory(tpi_step *step, const tpi_batch *batch, uint64_t *bytes) {
-    const tpi_part which = step->sums ? TPI_PART_LAST : TPI_PART_ONLY;
-    tpi_part_inputs inputs = {0};
-    tp_lazy *outputs[2];
-    int count;
-    tp_status status = make_inputs(step, batch, &inputs);
-    if (status == TP_OK) status = tpi_part_record(step, which, &inputs, outputs, &count);
-    if (status == TP_OK) status = tp_graph_memory(step->graph, outputs, count, bytes);
-    tp_graph_reset(step->graph);
-    release_inputs(&inputs);
-    return status;
+    tpi_step_program *program;
+    TPI_TRY(create_program(step, step->sums ? TPI_PART_LAST : TPI_PART_ONLY, batch, &program));
+    *bytes = tp_program_memory(program->program);
+    destroy_program(program);
+    return TP_OK;
 }
