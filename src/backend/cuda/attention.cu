@@ -209,10 +209,7 @@ static tp_status run_mma(const tpi_launch *launch) {
     if (!rows_aligned(p.q) || !rows_aligned(p.k) || !rows_aligned(p.v) || !rows_aligned(p.out))
         return tpi_cuda_attention_exact(launch);
     if (tpi_cuda_attention_wgmma(launch, p)) return tpi_cuda_launched(launch);
-    if (p.q.dtype == TP_BF16)
-        p.size <= 64 ? enqueue<__nv_bfloat16, 64>(p, stream) : enqueue<__nv_bfloat16, 128>(p, stream);
-    else
-        p.size <= 64 ? enqueue<__half, 64>(p, stream) : enqueue<__half, 128>(p, stream);
+    ATTENTION_TILES(p.q.dtype, p.size, { enqueue<T, D>(p, stream); });
     return tpi_cuda_launched(launch);
 }
 

@@ -11,6 +11,25 @@
 #include <limits.h>
 #include <type_traits>
 
+/* Calls `body` with T bound to the C++ type of a 16-bit dtype and D to the features of the tiles that heads
+ * of `size` are taken in: ATTENTION_TILES(dtype, size, { kernel<T, D><<<...>>>(...); }) */
+#define ATTENTION_TILES(dtype, size, ...)                                                                    \
+    do {                                                                                                     \
+        if ((dtype) == TP_BF16 && (size) <= 64) {                                                            \
+            ATTENTION_TILE(__nv_bfloat16, 64, __VA_ARGS__)                                                   \
+        } else if ((dtype) == TP_BF16) {                                                                     \
+            ATTENTION_TILE(__nv_bfloat16, 128, __VA_ARGS__)                                                  \
+        } else if ((size) <= 64) {                                                                           \
+            ATTENTION_TILE(__half, 64, __VA_ARGS__)                                                          \
+        } else {                                                                                             \
+            ATTENTION_TILE(__half, 128, __VA_ARGS__)                                                         \
+        }                                                                                                    \
+    } while (0)
+#define ATTENTION_TILE(type, features, ...)                                                                  \
+    using T = type;                                                                                          \
+    constexpr int D = features;                                                                              \
+    __VA_ARGS__
+
 #define LOG2_E 1.4426950408889634f
 #define LN_2   0.6931471805599453f
 

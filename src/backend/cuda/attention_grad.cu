@@ -274,10 +274,8 @@ static void enqueue_pass(const attention_grad &p, cudaStream_t stream) {
     kernel<<<(unsigned)blocks, shape::THREADS, shape::BYTES, stream>>>(p);
 }
 
-template <typename T, int D> static void enqueue(const tpi_launch *launch, const attention_grad &p) {
-    cudaStream_t stream = tpi_cuda_of(launch)->stream;
+template <typename T, int D> static void enqueue(const attention_grad &p, cudaStream_t stream) {
     const int64_t count = p.keys * p.dk.token * p.batches;
-    if (tpi_cuda_attention_grad_wgmma(launch, p)) return;
     if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, stream);
     if (p.parts > 1) join_parts<T><<<dim3((unsigned)tpi_div_up(count, 1024), 2), 256, 0, stream>>>(p, count);
     if (p.dq.data) enqueue_pass<T, D, false>(p, stream);
@@ -291,10 +289,8 @@ static tp_status run_mma(const tpi_launch *launch) {
     p.parts = p.dk.data || p.dv.data ? group_parts(launch->step) : 1;
     p.partial = (float *)((char *)p.cells + attention_cell_bytes(launch->step));
     tpi_cuda_attention_cells(p, tpi_cuda_of(launch)->stream);
-    if (p.q.dtype == TP_BF16)
-        p.size <= 64 ? enqueue<__nv_bfloat16, 64>(launch, p) : enqueue<__nv_bfloat16, 128>(launch, p);
-    else
-        p.size <= 64 ? enqueue<__half, 64>(launch, p) : enqueue<__half, 128>(launch, p);
+    if (!tpi_cuda_attention_grad_wgmma(launch, p))
+        ATTENTION_TILES(p.q.dtype, p.size, { enqueue<T, D>(p, tpi_cuda_of(launch)->stream); });
     return tpi_cuda_launched(launch);
 }
 

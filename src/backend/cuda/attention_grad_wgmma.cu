@@ -288,10 +288,6 @@ template <typename T, int D> static void enqueue(attention_grad p, cudaStream_t 
 bool tpi_cuda_attention_grad_wgmma(const tpi_launch *launch, const attention_grad &p) {
     tpi_cuda *cuda = tpi_cuda_of(launch);
     if (cuda->capability != 90 || p.mask) return false;
-    if (p.q.dtype == TP_BF16)
-        p.size <= 64 ? enqueue<__nv_bfloat16, 64>(p, cuda->stream)
-                     : enqueue<__nv_bfloat16, 128>(p, cuda->stream);
-    else
-        p.size <= 64 ? enqueue<__half, 64>(p, cuda->stream) : enqueue<__half, 128>(p, cuda->stream);
+    ATTENTION_TILES(p.q.dtype, p.size, { enqueue<T, D>(p, cuda->stream); });
     return true;
 }
