@@ -44,6 +44,7 @@ typedef struct tpi_inst {
     const tpi_kernel *kernel;
     size_t scratch;
     uint64_t scratch_at; /* offset in the arena */
+    uint32_t with;       /* so many instructions behind this one may be launched with it */
 } tpi_inst;
 
 typedef struct tpi_assignment {
@@ -74,6 +75,7 @@ tp_status tpi_lower(tp_graph *graph, const tpi_order *order, tpi_ir *ir); /* low
 tp_status tpi_fuse(tpi_ir *ir);                                           /* fuse.c */
 tp_status tpi_fuse_chains(tpi_ir *ir);                                    /* chain.c */
 tp_status tpi_select_kernels(tpi_ir *ir);                                 /* select.c */
+void tpi_gather(tpi_ir *ir);                                              /* gather.c */
 tp_status tpi_place(tpi_ir *ir, tpi_plan *plan);                          /* place.c */
 void tpi_ir_release(tpi_ir *ir);
 

@@ -263,16 +263,27 @@ static tp_status place_outputs(tpi_ir *ir, const tpi_inst *inst, uint32_t i, spa
     return TP_OK;
 }
 
+static uint64_t scratch_bytes(const tpi_inst *inst) {
+    return (inst->scratch + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
+}
+
+/* Gives back the scratch of the instructions that are over with instruction i. */
+static tp_status release_scratch(const tpi_ir *ir, uint32_t i, space *s) {
+    for (uint32_t back = 0; back <= ir->backend->together && back <= i; back++) {
+        const tpi_inst *inst = &ir->insts[i - back];
+        if (inst->with == back && inst->scratch)
+            TPI_TRY(space_give(s, inst->scratch_at, scratch_bytes(inst)));
+    }
+    return TP_OK;
+}
+
 static tp_status place_arena(tpi_ir *ir, space *s) {
     const uint32_t late = ir->backend->together;
     for (uint32_t i = 0; i < ir->n_insts; i++) {
         tpi_inst *inst = &ir->insts[i];
-        uint64_t scratch = (inst->scratch + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
         TPI_TRY(place_outputs(ir, inst, i, s));
-        if (scratch) {
-            TPI_TRY(space_take(s, scratch, &inst->scratch_at));
-            TPI_TRY(space_give(s, inst->scratch_at, scratch));
-        }
+        if (inst->scratch) TPI_TRY(space_take(s, scratch_bytes(inst), &inst->scratch_at));
+        TPI_TRY(release_scratch(ir, i, s));
         TPI_TRY(release_dying(ir, i, false, s));
         if (late && i >= late) TPI_TRY(release_dying(ir, i - late, true, s));
     }

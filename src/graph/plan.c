@@ -96,6 +96,7 @@ static tp_status run_passes(tp_graph *graph, const tpi_order *order, tpi_ir *ir,
     TPI_TRY(tpi_fuse(ir));
     TPI_TRY(tpi_fuse_chains(ir));
     TPI_TRY(tpi_select_kernels(ir));
+    tpi_gather(ir);
     TPI_TRY(tpi_place(ir, plan));
     TPI_TRY(emit(ir, graph, order, plan));
     return tpi_key_store(graph, order, plan);

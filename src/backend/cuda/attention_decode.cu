@@ -221,8 +221,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attention_part(const __grid
     const int blocks = (p.rows + ROWS - 1) / ROWS, first = blockIdx.x % blocks * ROWS;
     const int line = blockIdx.x / blocks % (p.batches * p.groups), b = line / p.groups, g = line % p.groups;
     const int part = blockIdx.x / blocks / (p.batches * p.groups);
-    let_next_start();
-    wait_for_previous();
+    take_turn();
     const sight view = sight_of(p, b);
     range keys = keys_seen(p, view, {0, p.queries});
     keys.begin = max(keys.begin, part * p.part_keys), keys.end = min(keys.end, (part + 1) * p.part_keys);
@@ -276,8 +275,7 @@ static __global__ void __launch_bounds__(THREADS) join_parts(const __grid_consta
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int t = blockIdx.x % p.queries, h = blockIdx.x / p.queries % p.heads,
               b = blockIdx.x / p.queries / p.heads;
-    let_next_start();
-    wait_for_previous();
+    take_turn();
     const range keys = keys_seen(p, sight_of(p, b), {0, p.queries});
     const int begin = keys.begin / p.part_keys, end = (keys.end + p.part_keys - 1) / p.part_keys;
     const float2 *tops = p.tops + (int64_t)blockIdx.x * p.parts;

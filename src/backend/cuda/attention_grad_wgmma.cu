@@ -3,6 +3,7 @@
  * A warp group has 64 rows. Scores of the rows and a tile of 64 columns, and dout·vᵀ, come from products of
  * tiles in shared memory; P and dS go as left operands in registers into the products that are summed. */
 #include "backend/cuda/attention_grad.cuh"
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/attention_panels.cuh"
 
 template <int D> struct group_shape {
@@ -256,38 +257,33 @@ static __global__ void __launch_bounds__(group_shape<D>::THREADS, group_shape<D>
     attention_grad_groups(const __grid_constant__ attention_grad p) {
 #if TPI_WGMMA
     extern __shared__ __align__(1024) unsigned char shared[];
+    take_turn();
     run_pass<T, D, KEYS>(p, shared);
 #endif
 }
 
 template <typename T, int D, bool KEYS>
-static void enqueue_pass(const attention_grad &p, cudaStream_t stream) {
+static void enqueue_pass(const attention_grad &p, const tpi_cuda *cuda) {
     using shape = group_shape<D>;
     const auto kernel = attention_grad_groups<T, D, KEYS>;
     const int64_t lines = (int64_t)p.batches * (KEYS ? p.groups * p.parts : p.heads);
     const int64_t blocks = lines * tpi_div_up(KEYS ? p.keys : p.queries, shape::ROWS);
     if (!blocks) return;
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = KEYS ? p.parts : 1, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = (unsigned)blocks, config.blockDim = shape::THREADS,
-    config.dynamicSmemBytes = shape::BYTES;
-    config.stream = stream, config.attrs = &cluster, config.numAttrs = 1;
     allow_shared((const void *)kernel, shape::BYTES);
-    cudaLaunchKernelEx(&config, kernel, p);
+    start_early(cuda, kernel, (unsigned)blocks,
+                block_shape(shape::THREADS, shape::BYTES, KEYS ? (unsigned)p.parts : 1), p);
 }
 
 /* The heads of a group are cut into as many parts as a cluster may have blocks. */
-template <typename T, int D> static void enqueue(attention_grad p, cudaStream_t stream) {
+template <typename T, int D> static void enqueue(attention_grad p, const tpi_cuda *cuda) {
     p.parts = (int)tpi_div_up(p.share, tpi_div_up(p.share, MOST_PARTS));
-    if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, stream);
-    if (p.dq.data) enqueue_pass<T, D, false>(p, stream);
+    if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, cuda);
+    if (p.dq.data) enqueue_pass<T, D, false>(p, cuda);
 }
 
 bool tpi_cuda_attention_grad_wgmma(const tpi_launch *launch, const attention_grad &p) {
     tpi_cuda *cuda = tpi_cuda_of(launch);
     if (cuda->capability != 90 || p.mask) return false;
-    ATTENTION_TILES(p.q.dtype, p.size, { enqueue<T, D>(p, cuda->stream); });
+    ATTENTION_TILES(p.q.dtype, p.size, { enqueue<T, D>(p, cuda); });
     return true;
 }

@@ -4,6 +4,7 @@
  * keys are under way together with the sum of this tile's values, and are turned into exponentials while that
  * sum is still at work (Shah, Bikshandi, Zhang, Thakkar, Ramani, Dao 2024). */
 #include "backend/cuda/attention_panels.cuh"
+#include "backend/cuda/early.cuh"
 
 template <int D> struct group_shape {
     static constexpr int GROUPS = 2, THREADS = 128 * GROUPS, QUERIES = 64 * GROUPS;
@@ -194,6 +195,7 @@ static __global__ void __launch_bounds__(group_shape<D>::THREADS, group_shape<D>
 #if TPI_WGMMA
     using shape = group_shape<D>;
     extern __shared__ __align__(1024) unsigned char shared[];
+    take_turn();
     const query_block w = block_of<shape::QUERIES, shape::KEYS>(p);
     const int group = __shfl_sync(0xffffffffu, threadIdx.x >> 7, 0), warp = threadIdx.x >> 5;
     softmax_sums<D> a = {};
@@ -203,16 +205,16 @@ static __global__ void __launch_bounds__(group_shape<D>::THREADS, group_shape<D>
 #endif
 }
 
-template <typename T, int D> static void enqueue(const attention &p, cudaStream_t stream) {
+template <typename T, int D> static void enqueue(const attention &p, const tpi_cuda *cuda) {
     using shape = group_shape<D>;
     const int64_t blocks = tpi_div_up(p.queries, shape::QUERIES) * p.batches * p.heads;
     allow_shared((const void *)attention_groups<T, D>, shape::BYTES);
-    attention_groups<T, D><<<(unsigned)blocks, shape::THREADS, shape::BYTES, stream>>>(p);
+    start_early(cuda, attention_groups<T, D>, (unsigned)blocks, block_shape(shape::THREADS, shape::BYTES), p);
 }
 
 bool tpi_cuda_attention_wgmma(const tpi_launch *launch, const attention &p) {
     tpi_cuda *cuda = tpi_cuda_of(launch);
     if (cuda->capability != 90 || p.mask) return false;
-    ATTENTION_TILES(p.q.dtype, p.size, { enqueue<T, D>(p, cuda->stream); });
+    ATTENTION_TILES(p.q.dtype, p.size, { enqueue<T, D>(p, cuda); });
     return true;
 }

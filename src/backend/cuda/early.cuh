@@ -24,18 +24,40 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+/* What most kernels begin with: nothing is done before the turn, but its launch is over. */
+__device__ __forceinline__ void take_turn() {
+    let_next_start();
+    wait_for_previous();
+}
+
+/* Blocks of a launch: their threads, bytes of shared memory beyond the static, and how many are a cluster. */
+struct block_shape {
+    dim3 threads;
+    size_t bytes;
+    unsigned cluster;
+    block_shape(dim3 threads, size_t bytes = 0, unsigned cluster = 1)
+        : threads(threads), bytes(bytes), cluster(cluster) {}
+    block_shape(unsigned threads) : block_shape(dim3(threads)) {}
+    block_shape(int threads) : block_shape(dim3((unsigned)threads)) {}
+};
+
 template <typename... P, typename... A>
-void start_early(const tpi_cuda *cuda, void (*kernel)(P...), dim3 grid, dim3 block, A... args) {
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+void start_early(const tpi_cuda *cuda, void (*kernel)(P...), dim3 grid, block_shape block, A... args) {
+    cudaLaunchAttribute attributes[2] = {};
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     cudaStreamIsCapturing(cuda->stream, &capture);
     cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = block;
+    config.gridDim = grid, config.blockDim = block.threads, config.dynamicSmemBytes = block.bytes;
     config.stream = cuda->stream;
-    config.attrs = &early;
-    config.numAttrs = cuda->capability >= 90 && capture == cudaStreamCaptureStatusActive ? 1 : 0;
+    config.attrs = attributes;
+    if (cuda->capability >= 90 && capture == cudaStreamCaptureStatusActive) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (block.cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {block.cluster, 1, 1};
+    }
     cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 

@@ -29,6 +29,10 @@ uint32_t tpi_cuda_thin_group(const tpi_launch *launch, const tpi_bound *bound, u
                              tp_status *status);
 uint32_t tpi_cuda_row_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                             tp_status *status);
+uint32_t tpi_cuda_gated_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                              tp_status *status);
+uint32_t tpi_cuda_layer_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                              tp_status *status);
 
 /* Addresses: [begin, end). */
 typedef struct tpi_range {

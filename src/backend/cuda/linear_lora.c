@@ -15,8 +15,7 @@ static bool accepts(const tpi_step *step) {
 static size_t scratch(const tpi_step *step, int threads) {
     (void)threads;
     tpi_layer l;
-    const size_t bytes = tpi_layer_of(step, &l) ? tpi_cuda_lora_hopper_scratch(&l) : 0;
-    return bytes > TPI_PRODUCT_WORKSPACE ? bytes : TPI_PRODUCT_WORKSPACE;
+    return tpi_layer_of(step, &l) ? tpi_cuda_lora_hopper_scratch(&l) : 0;
 }
 
 /* Output 1, scale · x · a, for whom it is wanted. */
@@ -49,8 +48,9 @@ static tp_status tensor(const tpi_launch *launch) {
     if (!tpi_layer_of(launch->step, &l))
         return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
     if (tpi_out_operand(launch->step, 0)->count > 0) {
-        if (tpi_cuda_lora_hopper_fits(launch, &l)) {
-            TPI_TRY(tpi_cuda_lora_hopper(launch, &l));
+        const tpi_lora_layers one = {.launch = {*launch}, .layer = {l}, .count = 1};
+        if (tpi_cuda_lora_hopper_fits(&one)) {
+            TPI_TRY(tpi_cuda_lora_hopper(&one));
             if (l.rank <= TPI_RANKS_AT_ONCE) return TP_OK;
             TPI_TRY(tpi_cuda_lora_tensor_rest(launch));
         } else {

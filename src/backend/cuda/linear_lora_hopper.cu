@@ -7,70 +7,115 @@
 
 namespace {
 
-struct split_job {
-    const void *a, *b; /* f32 or bf16 */
-    const void *bias;  /* NULL: none */
-    bf16 *to_a, *to_b; /* a: [RANKS high ranks, RANKS low ranks; k] */
-    unsigned *ready;
-    int64_t a_k, a_r, b_r, b_n; /* strides of a [k, rank] and b [rank, n] */
-    int64_t to_r, to_n;         /* and of to_b */
-    int k, n, rank, own_rank, ranks, blocks;
-    bool wide_bias; /* f32, else bf16 */
+/* A layer's part of a and b as the product reads them. Ranks beyond its own are zeros: of a sum's layer in a,
+ * whose inner indices no other layer has, of a twin in b, whose columns no other has. */
+struct split_layer {
+    const void *a, *b;      /* f32 or bf16; strides of a [k, rank] and b [rank, n] follow */
+    int64_t a_k, a_r, b_r, b_n;
+    const void *bias;       /* NULL: none */
+    bf16 *to_a, *to_b;      /* its first inner index, its first column */
+    int k, rank;            /* its own */
+    int first;              /* of its ranks among all */
+    int a_begin, a_end;     /* ranks that it writes of a */
+    int b_begin, b_end;     /* and of b */
 };
 
-__device__ void split(float x, bf16 &high, bf16 &low) {
-    high = __float2bfloat16_rn(x);
-    low = rest_of(x, high);
+struct split_job {
+    split_layer of[most_layers];
+    unsigned *ready;
+    int64_t a_leading;  /* of to_a [RANKS high ranks, RANKS low ranks; all k] */
+    int64_t to_r, to_n; /* strides of to_b */
+    int n, rank, ranks, blocks;
+    bool wide_bias; /* f32, else bf16 */
+    bool steady;    /* no step before this one in the plan writes what is read */
+};
+
+/* Number i of those that a layer writes, and where. */
+struct split_item {
+    float value;
+    bf16 *high, *low;
+    bf16 *again; /* high, a second time; NULL: not */
+};
+
+template <typename A>
+__device__ bool a_item(const split_job &p, const split_layer &l, int i, split_item *item) {
+    const int r = l.a_begin + i / l.k, k = i % l.k, own = r - l.first;
+    if (r >= l.a_end) return false;
+    item->value = own >= 0 && own < l.rank ? to_f32(((const A *)l.a)[k * l.a_k + own * l.a_r]) : 0.0f;
+    item->high = l.to_a + r * p.a_leading + k;
+    item->low = item->high + p.ranks * p.a_leading;
+    item->again = nullptr;
+    return true;
 }
 
-template <typename A> __global__ void split_kernel(split_job p) {
-    let_next_start();
-    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    bf16 high, low;
-    if (i < p.blocks) p.ready[i] = 0;
-    if (i < p.rank * p.k) {
-        const int r = i / p.k, k = i % p.k;
-        split(r < p.own_rank ? to_f32(((const A *)p.a)[k * p.a_k + r * p.a_r]) : 0.0f, high, low);
-        p.to_a[(int64_t)r * p.k + k] = high;
-        p.to_a[(int64_t)(p.ranks + r) * p.k + k] = low;
-        return;
-    }
-    i -= p.rank * p.k;
-    const int ranks = p.rank + (p.bias ? 1 : 0);
-    if (i >= ranks * p.n) return;
+template <typename A>
+__device__ bool b_item(const split_job &p, const split_layer &l, int i, split_item *item) {
+    const int count = l.b_end - l.b_begin + (l.bias ? 1 : 0);
     const bool along_ranks = p.to_r == 1;
-    const int r = along_ranks ? i % ranks : i / p.n, n = along_ranks ? i / ranks : i % p.n;
-    bf16 *to = p.to_b + r * p.to_r + n * p.to_n;
-    if (r == p.rank) {
-        split(p.wide_bias ? ((const float *)p.bias)[n] : to_f32(((const bf16 *)p.bias)[n]), high, low);
-        to[2 * p.rank * p.to_r] = high;
-        to[(2 * p.rank + 1) * p.to_r] = low;
-    } else {
-        split(r < p.own_rank ? to_f32(((const A *)p.b)[r * p.b_r + n * p.b_n]) : 0.0f, high, low);
-        to[0] = high;
-        to[p.rank * p.to_r] = high;
-        to[2 * p.rank * p.to_r] = low;
+    const int r = along_ranks ? i % count : i / p.n, n = along_ranks ? i / count : i % p.n;
+    if (r >= count || n >= p.n) return false;
+    if (l.b_begin + r == l.b_end) { /* the bias */
+        item->value = p.wide_bias ? ((const float *)l.bias)[n] : to_f32(((const bf16 *)l.bias)[n]);
+        item->high = l.to_b + 3 * p.rank * p.to_r + n * p.to_n;
+        item->low = item->high + p.to_r;
+        item->again = nullptr;
+        return true;
     }
+    const int own = l.b_begin + r - l.first;
+    item->value = own >= 0 && own < l.rank ? to_f32(((const A *)l.b)[own * l.b_r + n * l.b_n]) : 0.0f;
+    item->high = l.to_b + (l.b_begin + r) * p.to_r + n * p.to_n;
+    item->again = item->high + p.rank * p.to_r;
+    item->low = item->high + 2 * p.rank * p.to_r;
+    return true;
+}
+
+/* A block row's layer is its number. */
+template <typename A> __global__ void split_kernel(const __grid_constant__ split_job p) {
+    let_next_start();
+    const split_layer &l = p.of[blockIdx.y];
+    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), a_items = (l.a_end - l.a_begin) * l.k;
+    split_item item;
+    if (!p.steady) wait_for_previous();
+    const bool mine = i < a_items ? a_item<A>(p, l, i, &item) : b_item<A>(p, l, i - a_items, &item);
+    if (p.steady) wait_for_previous();
+    if (blockIdx.y == 0 && i < p.blocks) p.ready[i] = 0;
+    if (!mine) return;
+    const bf16 high = __float2bfloat16_rn(item.value);
+    *item.high = high;
+    *item.low = rest_of(item.value, high);
+    if (item.again) *item.again = high;
 }
 
 /* ---- host ---- */
 
-/* With the zeros that are added. */
-int64_t rank_of(const tpi_layer &l) {
-    return tpi_div_up(l.rank, 8) * 8;
+/* A layer's, with the zeros that are added. */
+int layer_rank(const tpi_lora_layers &all) {
+    return (int)tpi_div_up(all.layer[0].rank, 8) * 8;
+}
+int rank_of(const tpi_lora_layers &all) {
+    return all.count * layer_rank(all);
+}
+
+/* Inner indices of all layers. */
+int64_t inner_of(const tpi_lora_layers &all) {
+    int64_t k = all.layer[0].k;
+    for (int i = 1; i < all.count && !all.twins; i++) k += all.layer[i].k;
+    return k;
 }
 
 /* Where things stand in scratch. */
 struct pieces {
-    size_t partial, a, b, ready, end;
+    size_t partial, a, b[2], ready, end;
 };
 
-pieces pieces_of(const tpi_layer &l, int ranks) {
-    const int64_t pairs = tpi_div_up(l.m, pair_rows), makers = pairs > most_makers ? pairs : most_makers;
+pieces pieces_of(const tpi_lora_layers &all, int ranks) {
+    const int64_t m = all.layer[0].m, pairs = tpi_div_up(m, pair_rows);
+    const int64_t makers = pairs > most_makers ? pairs : most_makers;
     pieces p = {};
     p.partial = tpi_piece(&p.end, (size_t)(makers * pair_rows * ranks) * sizeof(float));
-    p.a = tpi_piece(&p.end, (size_t)(2 * ranks * l.k) * sizeof(bf16));
-    p.b = tpi_piece(&p.end, (size_t)((3 * rank_of(l) + 8) * l.n) * sizeof(bf16));
+    p.a = tpi_piece(&p.end, (size_t)(2 * ranks * inner_of(all)) * sizeof(bf16));
+    for (int i = 0; i <= (all.twins ? 1 : 0); i++)
+        p.b[i] = tpi_piece(&p.end, (size_t)((3 * rank_of(all) + 8) * all.layer[0].n) * sizeof(bf16));
     p.ready = tpi_piece(&p.end, (size_t)(2 * pairs) * sizeof(unsigned));
     return p;
 }
@@ -106,66 +151,102 @@ bool encode_half(encode_fn function, CUtensorMap *map, const void *data, int64_t
 }
 
 template <class L>
-bool make_maps(tile_maps *maps, const tpi_launch *launch, const tpi_layer &l, const lora_job &job,
-               const split_job &split) {
+bool make_maps(tile_maps *maps, const tpi_lora_layers &all, const lora_job &job, const split_job &split) {
     const encode_fn f = encoder();
     const int64_t b_leading = L::outer_w ? split.to_r : split.to_n;
-    return f && encode(f, &maps->x, tpi_in(launch, 0), l.m, l.k, l.mx.leading, tile_rows) &&
-           encode_half<L>(f, &maps->w, tpi_in(launch, l.w), l.k, l.n, l.mw.leading) &&
-           encode(f, &maps->a, split.to_a, 2 * L::ranks, l.k, l.k, 2 * L::ranks) &&
-           encode_half<L>(f, &maps->b, split.to_b, job.h_columns, l.n, b_leading);
+    bool made = f && encode(f, &maps->a, split.of[0].to_a, 2 * L::ranks, split.a_leading, split.a_leading,
+                            2 * L::ranks);
+    for (int i = 0; i < all.count && made; i++) {
+        const tpi_layer &l = all.layer[i];
+        made = encode(f, &maps->x[i], tpi_in(&all.launch[i], 0), l.m, l.k, l.mx.leading, tile_rows) &&
+               encode_half<L>(f, &maps->w[i], tpi_in(&all.launch[i], l.w), l.k, l.n, l.mw.leading) &&
+               (i > all.twins ||
+                encode_half<L>(f, &maps->b[i], split.of[i].to_b, job.h_columns, l.n, b_leading));
+    }
+    return made;
 }
 
-template <class L>
-lora_job job_of(const tpi_launch *launch, const tpi_layer &l, const pieces &at, int clusters) {
-    char *scratch = (char *)tpi_scratch(launch);
+/* How many of a pair of row blocks' tiles make h. */
+template <class L> int makers_of(const lora_job &job, int clusters) {
+    int makers = (clusters < most_makers ? clusters : most_makers) / job.pairs;
+    if (makers > job.columns) makers = job.columns;
+    if (makers > job.steps) makers = job.steps;
+    return makers > 1 ? makers : 1;
+}
+
+template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at, int clusters) {
+    char *scratch = (char *)tpi_scratch(&all.launch[0]);
+    const tpi_layer &l = all.layer[0];
     lora_job job = {};
-    job.y = (bf16 *)tpi_out(launch, 0);
+    job.twins = all.twins;
+    job.y[0] = (bf16 *)(all.sum ? all.sum : tpi_out(&all.launch[0], 0));
+    if (all.twins) job.y[1] = (bf16 *)tpi_out(&all.launch[1], 0);
+    job.gated = (bf16 *)all.gated;
     job.partial = (float *)(scratch + at.partial);
     job.ready = (unsigned *)(scratch + at.ready);
-    job.m = (int)l.m, job.n = (int)l.n, job.rank = (int)rank_of(l);
+    job.m = (int)l.m, job.n = (int)l.n, job.rank = rank_of(all), job.layer_rank = layer_rank(all);
     job.own_rank = (int)l.rank;
-    job.pairs = (int)tpi_div_up(l.m, pair_rows), job.columns = (int)tpi_div_up(l.n, L::columns);
-    job.steps = (int)tpi_div_up(l.k, tile_inner);
-    job.h_columns = 3 * job.rank + (l.bias ? 2 : 0);
-    if (tpi_wants_low_rank(launch->step) && l.rank == tpi_in_operand(launch->step, l.a)->shape[1]) {
-        job.h = tpi_out(launch, 1);
-        job.h_wide = tpi_out_operand(launch->step, 1)->dtype == TP_F32;
+    job.pairs = (int)tpi_div_up(l.m, pair_rows);
+    job.columns = (int)tpi_div_up(l.n, all.twins ? L::columns / 2 : L::columns);
+    for (int i = 0; i < most_layers; i++) {
+        if (i == 0 || (i < all.count && !all.twins)) job.steps += (int)tpi_div_up(all.layer[i].k, tile_inner);
+        job.end[i] = job.steps;
     }
+    job.h_columns = 3 * job.rank + (l.bias ? 2 : 0);
+    for (int i = 0; i < all.count; i++)
+        if (tpi_wants_low_rank(all.launch[i].step) &&
+            l.rank == tpi_in_operand(all.launch[i].step, l.a)->shape[1]) {
+            job.h[i] = tpi_out(&all.launch[i], 1);
+            job.h_wide = tpi_out_operand(all.launch[i].step, 1)->dtype == TP_F32;
+        }
     job.scale = l.scale;
-    job.makers = (clusters < most_makers ? clusters : most_makers) / job.pairs;
-    if (job.makers > job.columns) job.makers = job.columns;
-    if (job.makers > job.steps) job.makers = job.steps;
-    if (job.makers < 1) job.makers = 1;
+    job.makers = makers_of<L>(job, clusters);
     return job;
 }
 
-template <class L>
-split_job split_of(const tpi_launch *launch, const tpi_layer &l, const pieces &at, const lora_job &job) {
-    char *scratch = (char *)tpi_scratch(launch);
+template <class L> split_job split_of(const tpi_lora_layers &all, const pieces &at, const lora_job &job) {
+    char *scratch = (char *)tpi_scratch(&all.launch[0]);
     split_job s = {};
-    s.a = tpi_in(launch, l.a), s.b = tpi_in(launch, l.b);
-    if (l.bias)
-        s.bias = tpi_in(launch, l.bias), s.wide_bias = tpi_in_operand(launch->step, l.bias)->dtype == TP_F32;
-    s.to_a = (bf16 *)(scratch + at.a), s.to_b = (bf16 *)(scratch + at.b);
+    int64_t inner = 0;
+    for (int i = 0; i < all.count; i++) {
+        const tpi_layer &l = all.layer[i];
+        const tpi_launch *launch = &all.launch[i];
+        split_layer &to = s.of[i];
+        to.a = tpi_in(launch, l.a), to.b = tpi_in(launch, l.b);
+        to.a_k = l.ma.transposed ? 1 : l.ma.leading, to.a_r = l.ma.transposed ? l.ma.leading : 1;
+        to.b_r = l.mb.transposed ? 1 : l.mb.leading, to.b_n = l.mb.transposed ? l.mb.leading : 1;
+        if (l.bias) to.bias = tpi_in(launch, l.bias);
+        to.to_a = (bf16 *)(scratch + at.a) + inner;
+        to.to_b = (bf16 *)(scratch + at.b[all.twins ? i : 0]);
+        to.k = (int)l.k, to.rank = (int)l.rank, to.first = i * job.layer_rank;
+        const int end = to.first + job.layer_rank;
+        to.a_begin = all.twins ? to.first : 0, to.a_end = all.twins ? end : job.rank;
+        to.b_begin = all.twins ? 0 : to.first, to.b_end = all.twins ? job.rank : end;
+        if (!all.twins) inner += l.k;
+    }
     s.ready = job.ready;
-    s.a_k = l.ma.transposed ? 1 : l.ma.leading, s.a_r = l.ma.transposed ? l.ma.leading : 1;
-    s.b_r = l.mb.transposed ? 1 : l.mb.leading, s.b_n = l.mb.transposed ? l.mb.leading : 1;
+    s.a_leading = inner_of(all);
     s.to_r = L::outer_w ? job.n : 1, s.to_n = L::outer_w ? 1 : 3 * job.rank + 8;
-    s.k = (int)l.k, s.n = job.n, s.rank = job.rank, s.own_rank = job.own_rank;
-    s.ranks = L::ranks;
-    s.blocks = 2 * job.pairs;
+    s.n = job.n, s.rank = job.rank, s.ranks = L::ranks, s.blocks = 2 * job.pairs;
+    s.wide_bias = all.layer[0].bias &&
+                  tpi_in_operand(all.launch[0].step, all.layer[0].bias)->dtype == TP_F32;
+    s.steady = all.steady;
     return s;
 }
 
-tp_status start_split(const tpi_launch *launch, const split_job &s, tp_dtype dtype) {
-    const int64_t items = (int64_t)s.rank * s.k + (int64_t)(s.rank + (s.bias ? 1 : 0)) * s.n;
-    const unsigned blocks = (unsigned)tpi_div_up(items > s.blocks ? items : s.blocks, 256);
-    if (dtype == TP_F32)
-        split_kernel<float><<<blocks, 256, 0, tpi_cuda_of(launch)->stream>>>(s);
-    else
-        split_kernel<bf16><<<blocks, 256, 0, tpi_cuda_of(launch)->stream>>>(s);
-    return tpi_cuda_launched(launch);
+tp_status start_split(const tpi_lora_layers &all, const split_job &s) {
+    int64_t items = s.blocks;
+    for (int i = 0; i < all.count; i++) {
+        const split_layer &l = s.of[i];
+        const int64_t mine = (int64_t)(l.a_end - l.a_begin) * l.k +
+                             (int64_t)(l.b_end - l.b_begin + (l.bias ? 1 : 0)) * s.n;
+        if (mine > items) items = mine;
+    }
+    const dim3 grid((unsigned)tpi_div_up(items, 256), (unsigned)all.count);
+    const tpi_cuda *cuda = tpi_cuda_of(&all.launch[0]);
+    start_early(cuda, all.layer[0].ma.dtype == TP_F32 ? split_kernel<float> : split_kernel<bf16>, grid, 256,
+                s);
+    return tpi_cuda_launched(&all.launch[0]);
 }
 
 /* Pairs of blocks, which may start while the kernel before is ending. */
@@ -187,68 +268,104 @@ struct pair_launch {
     }
 };
 
-template <class L> tp_status run(const tpi_launch *launch, const tpi_layer &l) {
-    const pieces at = pieces_of(l, L::ranks);
+template <class L> tp_status run(const tpi_lora_layers &all) {
+    const tpi_launch *launch = &all.launch[0];
+    const pieces at = pieces_of(all, L::ranks);
     int clusters = 0; /* that can be there at once: tiles wait for each other */
-    const pair_launch all(launch, tpi_cuda_of(launch)->processors / 2, L::shared_bytes);
+    const pair_launch every(launch, tpi_cuda_of(launch)->processors / 2, L::shared_bytes);
     cudaError_t error =
         cudaFuncSetAttribute(lora_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::shared_bytes);
-    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, lora_kernel<L>, &all.config);
+    if (error == cudaSuccess)
+        error = cudaOccupancyMaxActiveClusters(&clusters, lora_kernel<L>, &every.config);
     if (error != cudaSuccess) return tpi_cuda_check(error, launch);
-    const lora_job job = job_of<L>(launch, l, at, clusters);
-    const split_job split = split_of<L>(launch, l, at, job);
+    const lora_job job = job_of<L>(all, at, clusters);
+    const split_job split = split_of<L>(all, at, job);
     const int tiles = job.pairs * job.columns;
-    tile_maps maps;
-    if (!make_maps<L>(&maps, launch, l, job, split))
+    tile_maps maps = {};
+    if (!make_maps<L>(&maps, all, job, split))
         return tpi_fail(TP_EDEVICE, "cuda:%d: linear_lora: the driver makes no tensor maps",
                         tpi_cuda_of(launch)->index);
-    TPI_TRY(start_split(launch, split, l.ma.dtype));
+    TPI_TRY(start_split(all, split));
     const pair_launch some(launch, tiles < clusters ? tiles : clusters, L::shared_bytes);
     return tpi_cuda_check(cudaLaunchKernelEx(&some.config, lora_kernel<L>, maps, job), launch);
 }
 
 /* What tiles of so many columns take together: their turns, each of which costs its columns and, to begin and
  * to end it, as much as 32 more. */
-int64_t cost(const tpi_launch *launch, const tpi_layer &l, int columns) {
-    const int64_t tiles = tpi_div_up(l.m, pair_rows) * tpi_div_up(l.n, columns);
-    return tpi_div_up(tiles, tpi_cuda_of(launch)->processors / 2) * (columns + 32);
+int64_t cost(const tpi_lora_layers &all, int columns) {
+    const tpi_layer &l = all.layer[0];
+    const int64_t tiles = tpi_div_up(l.m, pair_rows) * tpi_div_up(all.twins ? 2 * l.n : l.n, columns);
+    return tpi_div_up(tiles, tpi_cuda_of(&all.launch[0])->processors / 2) * (columns + 32);
 }
 
 /* Ranks that a layout makes room for. */
-int ranks_of(const tpi_layer &l) {
-    return l.rank <= 16 ? 16 : l.rank <= 32 ? 32 : 64;
+int room_for(int rank) {
+    return rank <= 16 ? 16 : rank <= 32 ? 32 : 64;
 }
 
-template <bool OUTER_W> tp_status run_any(const tpi_launch *launch, const tpi_layer &l) {
-    if (l.rank > 32) return run<layout<128, 64, OUTER_W>>(launch, l);
-    if (l.rank > 16) return run<layout<256, 32, OUTER_W>>(launch, l);
-    const int64_t wide = cost(launch, l, 256), middle = cost(launch, l, 224), narrow = cost(launch, l, 128);
-    if (wide <= middle && wide <= narrow) return run<layout<256, 16, OUTER_W>>(launch, l);
-    if (middle <= narrow) return run<layout<224, 16, OUTER_W>>(launch, l);
-    return run<layout<128, 16, OUTER_W>>(launch, l);
+/* Halves of tiles of 224 columns are no whole number of what a thread stores at once. */
+template <bool OUTER_W> tp_status run_any(const tpi_lora_layers &all) {
+    if (rank_of(all) > 32) return run<layout<128, 64, OUTER_W>>(all);
+    const int64_t wide = cost(all, 256), middle = all.twins ? wide : cost(all, 224), narrow = cost(all, 128);
+    const bool widest = wide <= middle && wide <= narrow;
+    if (rank_of(all) > 16)
+        return widest || middle <= narrow ? run<layout<256, 32, OUTER_W>>(all)
+                                          : run<layout<128, 64, OUTER_W>>(all);
+    if (widest) return run<layout<256, 16, OUTER_W>>(all);
+    if (middle <= narrow) return run<layout<224, 16, OUTER_W>>(all);
+    return run<layout<128, 16, OUTER_W>>(all);
+}
+
+/* Places of the layer's matrices that copies begin at, or'ed. */
+uintptr_t places_of(const tpi_launch *launch, const tpi_layer &l) {
+    uintptr_t places =
+        (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l.w) | (uintptr_t)tpi_out(launch, 0);
+    if (l.rank > TPI_RANKS_AT_ONCE) /* what adds the rest wants that, too */
+        places |= (uintptr_t)tpi_in(launch, l.a) | (uintptr_t)tpi_in(launch, l.b);
+    return places;
+}
+
+/* Whether layer i may be one product with the first. */
+bool alike(const tpi_lora_layers &all, int i) {
+    const tpi_layer &l = all.layer[0], &o = all.layer[i];
+    const tpi_step *first = all.launch[0].step, *step = all.launch[i].step;
+    if (o.m != l.m || o.n != l.n || o.rank != l.rank || o.scale != l.scale || o.bias != l.bias) return false;
+    if (o.mw.transposed != l.mw.transposed || o.ma.dtype != l.ma.dtype) return false;
+    if (o.bias && tpi_in_operand(step, o.bias)->dtype != tpi_in_operand(first, l.bias)->dtype) return false;
+    if (tpi_wants_low_rank(step) && tpi_wants_low_rank(first) &&
+        tpi_out_operand(step, 1)->dtype != tpi_out_operand(first, 1)->dtype)
+        return false;
+    if (all.twins) return o.k == l.k && o.mx.leading == l.mx.leading;
+    return !o.bias && l.k % tile_inner == 0 && o.k % tile_inner == 0;
 }
 
 } // namespace
 
+/* Never less than a product of the library may use, so layers of one product find room in the first one's. */
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *l) {
-    tpi_layer first = *l;
-    if (first.rank > TPI_RANKS_AT_ONCE) first.rank = TPI_RANKS_AT_ONCE;
-    return pieces_of(first, ranks_of(first)).end;
+    tpi_lora_layers one = {};
+    one.layer[0] = *l, one.count = 1;
+    if (l->rank > TPI_RANKS_AT_ONCE) one.layer[0].rank = TPI_RANKS_AT_ONCE;
+    const size_t bytes = pieces_of(one, room_for(rank_of(one))).end;
+    return bytes > TPI_PRODUCT_WORKSPACE ? bytes : TPI_PRODUCT_WORKSPACE;
 }
 
 /* Copies start at multiples of 16 bytes, and so do their rows. */
-bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *l) {
-    uintptr_t places =
-        (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l->w) | (uintptr_t)tpi_out(launch, 0);
-    if (l->rank > TPI_RANKS_AT_ONCE) /* what adds the rest wants that, too */
-        places |= (uintptr_t)tpi_in(launch, l->a) | (uintptr_t)tpi_in(launch, l->b);
-    const bool ints = l->m < INT_MAX - pair_rows && l->n < INT_MAX / 256 && l->k < INT_MAX / 256;
-    return tpi_cuda_of(launch)->capability == 90 && ints && l->n >= 64 && l->k > 0 && l->rank > 0 &&
-           places % 16 == 0 && l->mw.leading % 8 == 0;
+bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *all) {
+    const tpi_layer *l = all->layer;
+    bool fits = tpi_cuda_of(&all->launch[0])->capability == 90;
+    for (int i = 0; i < all->count && fits; i++)
+        fits = l[i].m < INT_MAX - pair_rows && l[i].n < INT_MAX / 256 && l[i].k < INT_MAX / 256 &&
+               l[i].n >= 64 && l[i].k > 0 && l[i].rank > 0 && places_of(&all->launch[i], l[i]) % 16 == 0 &&
+               l[i].mw.leading % 8 == 0 && (i == 0 || alike(*all, i));
+    if (!fits || all->count == 1) return fits;
+    return rank_of(*all) <= TPI_RANKS_AT_ONCE &&
+           pieces_of(*all, TPI_RANKS_AT_ONCE).end <= tpi_cuda_lora_hopper_scratch(l);
 }
 
-tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *layer) {
-    tpi_layer l = *layer;
-    if (l.rank > TPI_RANKS_AT_ONCE) l.rank = TPI_RANKS_AT_ONCE;
-    return l.mw.transposed ? run_any<false>(launch, l) : run_any<true>(launch, l);
+tp_status tpi_cuda_lora_hopper(const tpi_lora_layers *layers) {
+    tpi_lora_layers all = *layers;
+    for (int i = 0; i < all.count; i++)
+        if (all.layer[i].rank > TPI_RANKS_AT_ONCE) all.layer[i].rank = TPI_RANKS_AT_ONCE;
+    return all.layer[0].mw.transposed ? run_any<false>(all) : run_any<true>(all);
 }

@@ -1,4 +1,5 @@
-/* LINEAR_LORA on Hopper as one product: y = x·w + h·b, h = scale · x·a, in one set of f32 sums.
+/* LINEAR_LORA on Hopper as one product: y = x·w + h·b, h = scale · x·a, in one set of f32 sums; and so are two
+ * layers of one x side by side (twins), and the sum of up to three layers of their own x.
  *
  * The low-rank term is one more step of the inner loop: behind the tiles of x and w come those of h and b,
  * and neither h·b nor a partial y is ever in memory. h itself costs no pass over x either: in a block of rows
@@ -9,6 +10,10 @@
  * Everything low-rank is f32 in value: a, h, b and the bias enter as sums of two bf16. With subscripts for
  * high and low, h's row is [h₁ h₂ h₁ 1 1] and b's columns are [b₁ b₁ b₂ bias₁ bias₂], so the bias is a rank,
  * too. Who wants h for itself gets it from the first column's tiles.
+ *
+ * Layers that are one product have each its ranks, one layer's behind the other's. Of twins a tile has half
+ * its columns from each, and b has zeros where the other's ranks are; gate and up of an MLP end in silu·mul.
+ * Of a sum the layers' inner dimensions follow each other, and a has these zeros.
  *
  * A block keeps a processor to itself: one thread fetches, three warps prepare h, two warpgroups multiply,
  * each 64 of 128 rows; they meet in a ring of stages in shared memory. Blocks form pairs, one tile below the
@@ -43,23 +48,29 @@ template <int COLUMNS, int RANKS, bool OUTER_W> struct layout {
     static constexpr int w_step = OUTER_W ? 128 : 2; /* of a descriptor, for 16 inner indices */
 };
 
+constexpr int most_layers = 3; /* that are one product */
+
 /* Tiles in global memory, as the copy engine knows them: [rows, inner] of x and a; of w and b likewise, or
- * [inner, columns]. */
+ * [inner, columns]. x is each layer's of a sum; w that, or of each half of a tile; b of each half. */
 struct tile_maps {
-    CUtensorMap x, w, a, b;
+    CUtensorMap x[most_layers], w[most_layers], a, b[2];
 };
 
 struct lora_job {
-    bf16 *y;
-    void *h;            /* [m, rank], f32 if h_wide, else bf16; NULL: not wanted */
-    float *partial;     /* of h: [makers of a pair, rows, RANKS] */
-    unsigned *ready;    /* of a block of rows: warpgroups that have published theirs */
-    int m, n, rank;     /* a multiple of 8: zeros are added */
-    int own_rank;       /* without them */
-    int pairs, columns; /* tiles of y: pairs of them down, and across */
-    int steps;          /* of the inner dimension, 64 each */
-    int makers;         /* of a pair */
-    int h_columns;      /* 3 · rank, and 2 if there is a bias */
+    bf16 *y[2];           /* of both halves of a tile's columns */
+    bf16 *gated;          /* silu(y[0]) · y[1]; NULL: not wanted */
+    void *h[most_layers]; /* [m, own_rank] of each layer, f32 if h_wide, else bf16; NULL: not wanted */
+    float *partial;       /* of h: [makers of a pair, rows, RANKS] */
+    unsigned *ready;      /* of a block of rows: warpgroups that have published theirs */
+    int m, n;
+    int rank, layer_rank; /* of all layers and of one, a multiple of 8: zeros are added */
+    int own_rank;         /* of one, without them */
+    bool twins;           /* else layers are summed */
+    int pairs, columns;   /* tiles of y: pairs of them down, and across */
+    int end[most_layers]; /* of each summed layer's steps */
+    int steps;            /* of the inner dimension, 64 each */
+    int makers;           /* of a pair */
+    int h_columns;        /* 3 · rank, and 2 if there is a bias */
     bool h_wide;
     float scale;
 };
@@ -68,7 +79,7 @@ struct lora_job {
 
 constexpr int preparers = group - 32;
 constexpr int pairs_together = 8; /* pairs of row blocks that share w's tiles in the second-level cache */
-constexpr int lead = 4;           /* steps: by so many a maker brings its slice forward */
+constexpr int lead = 8;           /* steps: by so many a maker brings its slice forward */
 
 /* A place in the ring, and the parity of its present use. Behind the stages lies h, then the barriers: of
  * each stage, and of h. */
@@ -91,6 +102,11 @@ template <class L> struct ring {
 struct tile {
     int pair, column;
 };
+
+/* Steps that h and b take. */
+__device__ __forceinline__ int low_rank_steps(const lora_job &p) {
+    return (p.h_columns + tile_inner - 1) / tile_inner;
+}
 
 /* Makers of h first; then, for a few pairs of row blocks at once, column after column. */
 __device__ __forceinline__ tile tile_of(const lora_job &p, int i) {
@@ -120,12 +136,11 @@ __device__ __forceinline__ slice slice_of(const lora_job &p, const tile &t) {
 
 /* ---- fetching: one thread ---- */
 
-/* Fetches this block's half of a tile of w, or of b, for both blocks of the pair. */
+/* Fetches this block's half of a tile of w, or of b, which begins at `column`, for both blocks of the pair. */
 template <class L>
 __device__ __forceinline__ void fetch_half(const ring<L> &at, const CUtensorMap *map, int inner, int column,
                                            int rank) {
     const uint32_t to = at.data() + L::x_bytes + rank * (L::w_bytes / 2);
-    column += rank * L::half_columns;
 #pragma unroll
     for (int i = 0; i < L::half_boxes; i++)
         copy_box(to + i * 8192, map, L::outer_w ? column + i * 64 : inner, L::outer_w ? inner : column,
@@ -137,20 +152,23 @@ template <class L> __device__ void fetch(const tile_maps &maps, const lora_job &
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2) {
         const tile t = tile_of(p, i);
         const slice made = slice_of(p, t);
-        const int row = (2 * t.pair + rank) * tile_rows, column = t.column * L::columns;
+        const int row = (2 * t.pair + rank) * tile_rows, half = p.twins ? rank : 0;
+        const int column = p.twins ? t.column * L::half_columns : t.column * L::columns + rank * L::half_columns;
         for (int j = 0; j < p.steps; j++, at.next()) {
-            const int step = made.step(j), k = step * tile_inner;
+            const int step = made.step(j), layer = (step >= p.end[0]) + (step >= p.end[1]);
+            const int k = (step - (layer > 0 ? p.end[layer - 1] : 0)) * tile_inner;
             const bool with_a = step >= made.begin && step < made.end;
             barrier_wait(at.empty(), at.parity ^ 1);
             barrier_expect(at.full(), L::x_bytes + L::w_bytes + (with_a ? L::a_bytes : 0));
-            copy_box(at.data(), &maps.x, k, row, at.full());
-            fetch_half(at, &maps.w, k, column, rank);
-            if (with_a) copy_box(at.data() + L::x_bytes + L::w_bytes, &maps.a, k, 0, at.full());
+            copy_box(at.data(), &maps.x[layer], k, row, at.full());
+            fetch_half(at, &maps.w[p.twins ? rank : layer], k, column, rank);
+            if (with_a)
+                copy_box(at.data() + L::x_bytes + L::w_bytes, &maps.a, step * tile_inner, 0, at.full());
         }
         for (int c = 0; c < p.h_columns; c += tile_inner, at.next()) {
             barrier_wait(at.empty(), at.parity ^ 1);
             barrier_expect(at.full(), L::w_bytes);
-            fetch_half(at, &maps.b, c, column, rank);
+            fetch_half(at, &maps.b[half], c, column, rank);
         }
     }
 }
@@ -165,26 +183,28 @@ __device__ __forceinline__ void put_eight(uint32_t h, int row, int eight, const 
                  : "memory");
 }
 
-/* Eight ranks of a row of h for who wants it. */
+/* Eight ranks of a row of h for who wants them. */
 __device__ __forceinline__ void give_eight(const lora_job &p, int row, int eight, const float4 (&sum)[2]) {
-    if (row >= p.m) return;
-    const int64_t at = (int64_t)row * p.own_rank + eight * 8;
+    const int layer = eight * 8 / p.layer_rank, first = eight * 8 - layer * p.layer_rank;
+    void *h = p.h[layer];
+    if (row >= p.m || !h) return;
+    const int64_t at = (int64_t)row * p.own_rank + first;
     const float all[8] = {sum[0].x, sum[0].y, sum[0].z, sum[0].w, sum[1].x, sum[1].y, sum[1].z, sum[1].w};
     if (p.own_rank % 8 != 0) { /* rows begin anywhere */
-        for (int r = 0; r < 8 && eight * 8 + r < p.own_rank; r++)
+        for (int r = 0; r < 8 && first + r < p.own_rank; r++)
             if (p.h_wide)
-                ((float *)p.h)[at + r] = p.scale * all[r];
+                ((float *)h)[at + r] = p.scale * all[r];
             else
-                ((bf16 *)p.h)[at + r] = __float2bfloat16_rn(p.scale * all[r]);
+                ((bf16 *)h)[at + r] = __float2bfloat16_rn(p.scale * all[r]);
         return;
     }
     const float4 low = {p.scale * sum[0].x, p.scale * sum[0].y, p.scale * sum[0].z, p.scale * sum[0].w};
     const float4 high = {p.scale * sum[1].x, p.scale * sum[1].y, p.scale * sum[1].z, p.scale * sum[1].w};
     if (p.h_wide) {
-        float4 *to = (float4 *)((float *)p.h + at);
+        float4 *to = (float4 *)((float *)h + at);
         to[0] = low, to[1] = high;
     } else
-        *(pack<bf16, 8> *)((bf16 *)p.h + at) = {__float2bfloat16_rn(low.x),  __float2bfloat16_rn(low.y),
+        *(pack<bf16, 8> *)((bf16 *)h + at) = {__float2bfloat16_rn(low.x),  __float2bfloat16_rn(low.y),
                                                 __float2bfloat16_rn(low.z),  __float2bfloat16_rn(low.w),
                                                 __float2bfloat16_rn(high.x), __float2bfloat16_rn(high.y),
                                                 __float2bfloat16_rn(high.z), __float2bfloat16_rn(high.w)};
@@ -238,10 +258,9 @@ __device__ __forceinline__ void await(const unsigned *ready, unsigned wanted) {
     while (got < wanted);
 }
 
-/* The columns behind h₁ h₂ h₁: the bias's two ones, and zeros up to the 16 that wgmma takes; always the same.
- */
+/* The columns behind h₁ h₂ h₁: the bias's two ones, and zeros to the end of the step; always the same. */
 template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int mine) {
-    const int begin = 3 * p.rank / 8, end = (p.h_columns + 15) / 16 * 2;
+    const int begin = 3 * p.rank / 8, end = low_rank_steps(p) * tile_inner / 8;
     for (int i = mine + begin * tile_rows; i < end * tile_rows; i += preparers) {
         const bool one = i / tile_rows == begin && p.h_columns > 3 * p.rank;
         const uint32_t words[4] = {one ? 0x3f803f80u : 0u, 0, 0, 0};
@@ -258,7 +277,7 @@ template <class L> __device__ void prepare(const lora_job &p, const ring<L> &at)
         const int block = 2 * t.pair + cluster_rank();
         await(p.ready + block, 2 * p.makers);
         barrier_wait(at.h_empty(), parity ^ 1);
-        sum_parts<L>(p, at.h(), block, mine, p.h && t.column == 0);
+        sum_parts<L>(p, at.h(), block, mine, t.column == 0);
         fence_async();
         barrier_arrive(at.h_full());
     }
@@ -280,15 +299,17 @@ template <class L> __device__ __forceinline__ uint64_t w_descriptor(const ring<L
 }
 
 /* sum ← x·w of the warpgroup's rows in so many steps, added to what is there if `keep`; and h ← x·a (high,
- * then low ranks) where the tile makes h. A stage is released when the products of the next one are on their
- * way. */
+ * then low ranks) where the tile makes h. From step `low` on it is h·b, and h is waited for. A stage is
+ * released when the products of the next one are on their way. */
 template <bool MAKER, class L>
 __device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h)[L::ranks], ring<L> &at,
-                                         int steps, bool keep) {
+                                         int steps, int low, uint32_t h_parity, bool keep) {
     uint32_t used = 0;
     for (int i = 0; i < steps; i++, at.next()) {
+        if (!MAKER && i == low) barrier_wait(at.h_full(), h_parity);
         barrier_wait(at.full(), at.parity);
-        const uint64_t x = x_descriptor(at.data()), w = w_descriptor(at);
+        const uint64_t x = x_descriptor(MAKER || i < low ? at.data() : at.h() + (i - low) * L::x_bytes);
+        const uint64_t w = w_descriptor(at);
         products_begin();
 #pragma unroll
         for (int s = 0; s < 4; s++) wgmma<L::outer_w>(sum, x + 2 * s, w + L::w_step * s, keep || i + s > 0);
@@ -306,26 +327,6 @@ __device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h
     settle(sum);
     if (MAKER) settle(h);
     if (used) release(used);
-}
-
-/* sum += h·b. */
-template <class L>
-__device__ __forceinline__ void add_low_rank(float (&sum)[L::columns / 2], ring<L> &at, int h_columns,
-                                             uint32_t parity) {
-    barrier_wait(at.h_full(), parity);
-    for (int done = 0; done < h_columns; done += tile_inner, at.next()) {
-        barrier_wait(at.full(), at.parity);
-        uint64_t h = x_descriptor(at.h() + done / tile_inner * L::x_bytes), b = w_descriptor(at);
-        const int end = min(h_columns - done, tile_inner);
-        products_begin();
-#pragma unroll 1
-        for (int c = 0; c < end; c += 16, h += 2, b += L::w_step) wgmma<L::outer_w>(sum, h, b, true);
-        products_begun();
-        products_wait<0>();
-        settle(sum);
-        release(at.empty());
-    }
-    if (threadIdx.x % group == 0) barrier_arrive(at.h_empty());
 }
 
 /* Writes a maker's part of h of the warpgroup's rows, and says so. */
@@ -359,25 +360,61 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
     }
 }
 
-/* Rounds the sums, and stores eight columns of a row at once. */
+/* The thread's eight columns of a row, rounded: those of the tile's columns 32 · i ..., of the row `half`. */
+template <int N>
+__device__ __forceinline__ uint4 rounded(const float (&sum)[N], int i, int half) {
+    uint32_t words[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        words[j] = pair_of(__float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half]),
+                           __float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half + 1]));
+    transpose_quad(words);
+    return {words[0], words[1], words[2], words[3]};
+}
+
+__device__ __forceinline__ int row_of_thread(int half) {
+    return ((int)threadIdx.x - group) / 32 * 16 + (int)threadIdx.x % 32 / 4 + 8 * half;
+}
+__device__ __forceinline__ int column_of_thread(int i) {
+    return (int)threadIdx.x % 4 * 8 + 32 * i;
+}
+
 template <int N>
 __device__ __forceinline__ void store(const lora_job &p, const float (&sum)[N], int row0, int column0) {
-    const int lane = threadIdx.x % 32;
-    row0 += ((int)threadIdx.x - group) / 32 * 16 + lane / 4;
-    column0 += lane % 4 * 8;
 #pragma unroll
     for (int i = 0; i < N / 16; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int row = row0 + 8 * half, column = column0 + 32 * i;
-            uint32_t words[4];
+            const int row = row0 + row_of_thread(half), column = column0 + column_of_thread(i);
+            const uint4 eight = rounded(sum, i, half);
+            if (row < p.m && column < p.n) *(uint4 *)(p.y[0] + (int64_t)row * p.n + column) = eight;
+        }
+}
+
+/* silu(gate) · up of two numbers each, as they were rounded. */
+__device__ __forceinline__ uint32_t silu_mul(uint32_t gate, uint32_t up) {
+    const float g[2] = {__uint_as_float(gate << 16), __uint_as_float(gate & 0xffff0000u)};
+    const float u[2] = {__uint_as_float(up << 16), __uint_as_float(up & 0xffff0000u)};
+    return pair_of(__float2bfloat16_rn(g[0] / (1.0f + __expf(-g[0])) * u[0]),
+                   __float2bfloat16_rn(g[1] / (1.0f + __expf(-g[1])) * u[1]));
+}
+__device__ __forceinline__ uint4 silu_mul(uint4 gate, uint4 up) {
+    return {silu_mul(gate.x, up.x), silu_mul(gate.y, up.y), silu_mul(gate.z, up.z), silu_mul(gate.w, up.w)};
+}
+
+template <int N>
+__device__ __forceinline__ void store_twins(const lora_job &p, const float (&sum)[N], int row0, int column0) {
 #pragma unroll
-            for (int j = 0; j < 4; j++)
-                words[j] = pair_of(__float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half]),
-                                   __float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half + 1]));
-            transpose_quad(words);
-            if (row < p.m && column < p.n)
-                *(uint4 *)(p.y + (int64_t)row * p.n + column) = {words[0], words[1], words[2], words[3]};
+    for (int i = 0; i < N / 32; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = row0 + row_of_thread(half), column = column0 + column_of_thread(i);
+            const int64_t at = (int64_t)row * p.n + column;
+            const uint4 first = rounded(sum, i, half), second = rounded(sum, i + N / 32, half);
+            if (row >= p.m || column >= p.n) continue;
+            *(uint4 *)(p.y[0] + at) = first;
+            *(uint4 *)(p.y[1] + at) = second;
+            if (p.gated) *(uint4 *)(p.gated + at) = silu_mul(first, second);
         }
 }
 
@@ -389,13 +426,18 @@ template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {
         float sum[L::columns / 2], h[L::ranks];
         const int before = made.begin - made.early, making = made.end - made.begin;
         if (making > 0) {
-            multiply<false>(sum, h, at, before, false);
-            multiply<true>(sum, h, at, making, before > 0);
+            multiply<false>(sum, h, at, before, before, parity, false);
+            multiply<true>(sum, h, at, making, making, parity, before > 0);
             publish<L>(p, h, t);
         }
-        multiply<false>(sum, h, at, p.steps - before - making, making > 0);
-        add_low_rank(sum, at, p.h_columns, parity);
-        store(p, sum, (2 * t.pair + cluster_rank()) * tile_rows, t.column * L::columns);
+        const int left = p.steps - before - making;
+        multiply<false>(sum, h, at, left + low_rank_steps(p), left, parity, making > 0);
+        if (threadIdx.x % group == 0) barrier_arrive(at.h_empty());
+        const int row = (2 * t.pair + cluster_rank()) * tile_rows;
+        if (p.twins)
+            store_twins(p, sum, row, t.column * L::half_columns);
+        else
+            store(p, sum, row, t.column * L::columns);
     }
 }
 
@@ -405,7 +447,7 @@ template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {
 
 template <class L>
 __global__ __launch_bounds__(threads, 1) void lora_kernel(const __grid_constant__ tile_maps maps,
-                                                          const lora_job p) {
+                                                          const __grid_constant__ lora_job p) {
 #if TPI_WGMMA
     extern __shared__ char shared[];
     ring<L> at;
@@ -419,8 +461,8 @@ __global__ __launch_bounds__(threads, 1) void lora_kernel(const __grid_constant_
         barrier_init(at.h_full(), preparers);
         barrier_init(at.h_empty(), 2);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        prefetch_map(&maps.x);
-        prefetch_map(&maps.w);
+        prefetch_map(&maps.x[0]);
+        prefetch_map(&maps.w[0]);
     }
     cluster_sync();
     wait_for_previous();

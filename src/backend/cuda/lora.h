@@ -17,10 +17,22 @@ tp_status tpi_cuda_lora_tensor(const tpi_launch *launch);
 tp_status tpi_cuda_lora_tensor_rest(const tpi_launch *launch);
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step);
 
-/* LINEAR_LORA as one product on Hopper, of the first TPI_RANKS_AT_ONCE ranks, with output 1 if these are all:
- * what tpi_cuda_lora_tensor_accepts, with bf16 w. */
-tp_status tpi_cuda_lora_hopper(const tpi_launch *launch, const tpi_layer *layer);
-bool tpi_cuda_lora_hopper_fits(const tpi_launch *launch, const tpi_layer *layer);
+/* LINEAR_LORA layers that are one product: one, two of the same x, or up to three that are summed. */
+#define TPI_LAYERS_AT_ONCE 3
+typedef struct tpi_lora_layers {
+    tpi_launch launch[TPI_LAYERS_AT_ONCE]; /* of each one's step */
+    tpi_layer layer[TPI_LAYERS_AT_ONCE];
+    int count;
+    bool twins;  /* two layers of one x, each with its y; else they are summed */
+    bool steady; /* no step of the plan before them writes their a, b and biases */
+    void *sum;   /* where the sum goes; NULL: into the first layer's y */
+    void *gated; /* silu(y of the first) · y of the second, too; NULL: not wanted */
+} tpi_lora_layers;
+
+/* Such layers on Hopper, of the first TPI_RANKS_AT_ONCE ranks, with output 1 if these are all: what
+ * tpi_cuda_lora_tensor_accepts, with bf16 w. Invariant: what is written lies apart from all that is read. */
+tp_status tpi_cuda_lora_hopper(const tpi_lora_layers *layers);
+bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *layers);
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *layer);
 
 /* The same with f32 arithmetic, for any dtype of x, into y of x's dtype or f32; the bias if asked for. */

@@ -2,6 +2,7 @@
  * row is read once, stays in registers between its statistics and its result, and is written once. In what
  * the norms of one input differ is known at run time, which costs nothing beside the memory; a second input
  * would cost all of them registers, and has a kernel of its own. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/features.cuh"
 #include "backend/cuda/row.cuh"
 
@@ -29,6 +30,7 @@ template <bool ADD, typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
     using values = pack<T, VEC>;
     __shared__ float cells[33];
+    take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
     row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
@@ -92,7 +94,7 @@ template <bool ADD> tp_status norm(const tpi_launch *launch) {
                            (uintptr_t)args.sum | (uintptr_t)args.weight.data | (uintptr_t)args.bias.data;
     TPI_FLOAT_DTYPE(x->dtype, T, {
         with_rows<T>(cuda, args.rows, args.n, bits, [&](const row_layout &rows, auto vec, auto held) {
-            norm_rows<ADD, T, vec(), held()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
+            start_early(cuda, norm_rows<ADD, T, vec(), held()>, rows.blocks, rows.block, args);
         });
     });
     return tpi_cuda_launched(launch);

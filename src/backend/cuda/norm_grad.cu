@@ -4,6 +4,7 @@
  * means of rms_norm. Rows of x and dy stay in registers: each is read once. With frozen weights that is all.
  * Else mean and r of each row are kept, and dweight = Σ rows dy·x̂ and dbias = Σ rows dy are added up in two
  * stages: shares of the rows, then the shares in order. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/features.cuh"
 #include "backend/cuda/row.cuh"
 
@@ -29,6 +30,7 @@ template <typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     using values = pack<T, VEC>;
     __shared__ float cells[33];
+    take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
     const row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
@@ -193,7 +195,7 @@ tp_status norm_grad(const tpi_launch *launch) {
     if (args.rows > 0)
         TPI_FLOAT_DTYPE(tpi_in_operand(step, 0)->dtype, T, {
             with_rows<T>(cuda, args.rows, args.n, bits, [&](const row_layout &rows, auto vec, auto held) {
-                grad_rows<T, vec(), held()><<<rows.blocks, rows.block, 0, cuda->stream>>>(args);
+                start_early(cuda, grad_rows<T, vec(), held()>, rows.blocks, rows.block, args);
                 if (args.moments) launch_shares<T, vec()>(launch, args);
             });
         });

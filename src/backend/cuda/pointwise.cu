@@ -5,6 +5,7 @@
  * broadcast in any way that leaves the innermost dimension whole: a row, a column, a scalar. What lies
  * otherwise (odd sizes, strange alignment, mixed dtypes, truths) is a chain of one operation: see
  * pointwise_chain.cu. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/layout.cuh"
 #include "backend/cuda/pointwise_chain.h"
 #include "backend/cuda/pointwise_ops.cuh"
@@ -42,6 +43,7 @@ __global__ void __launch_bounds__(THREADS) pointwise_packs(const __grid_constant
     constexpr int V = pack_size<std::conditional_t<(sizeof(T) > sizeof(Y)), T, Y>>, PACKS = ELEMENTS / V;
     const int64_t first = ((int64_t)blockIdx.x * PACKS * THREADS + threadIdx.x) * V;
     pack<T, V> in[ARITY][PACKS] = {};
+    take_turn();
     float x[2][ELEMENTS] = {}, r[ELEMENTS] = {};
 #pragma unroll
     for (int k = 0; k < ARITY; k++)
@@ -69,7 +71,7 @@ __global__ void __launch_bounds__(THREADS) pointwise_packs(const __grid_constant
 
 template <int ARITY, typename T, typename Y> tp_status start(const tpi_launch *launch, const arguments &g) {
     const unsigned blocks = (unsigned)tpi_div_up(g.at.count, THREADS * ELEMENTS);
-    pointwise_packs<ARITY, T, Y><<<blocks, THREADS, 0, tpi_cuda_of(launch)->stream>>>(g);
+    start_early(tpi_cuda_of(launch), pointwise_packs<ARITY, T, Y>, blocks, THREADS, g);
     return tpi_cuda_launched(launch);
 }
 

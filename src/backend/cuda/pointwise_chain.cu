@@ -7,6 +7,7 @@
  * their way at once whatever branches their dtypes take, and they are converted when they are read.
  *
  * A thread reads and writes its own cells alone, so nothing waits for other threads. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/pointwise_chain.h"
 #include "backend/cuda/layout.cuh"
 #include "backend/cuda/pointwise_ops.cuh"
@@ -139,6 +140,7 @@ template <int V> __device__ __forceinline__ void execute(const instruction &step
 template <int V> __global__ void __launch_bounds__(128) pointwise_chain(const __grid_constant__ program p) {
     const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     float r[V] = {};
+    take_turn();
     if (i >= p.at.count) return;
 #pragma unroll 1
     for (int k = 0; k < p.n_in; k++)
@@ -208,7 +210,8 @@ int compile(const tpi_attr_chain *chain, program *p) {
 template <int V> tp_status start(const tpi_launch *launch, const program &p, int cells) {
     const int a_thread = cells * V * (int)sizeof(float), threads = 128 * a_thread <= CELLS_BYTES ? 128 : 64;
     const int64_t blocks = tpi_div_up(p.at.count, threads * V);
-    pointwise_chain<V><<<(unsigned)blocks, threads, threads * a_thread, tpi_cuda_of(launch)->stream>>>(p);
+    start_early(tpi_cuda_of(launch), pointwise_chain<V>, (unsigned)blocks,
+                block_shape(threads, threads * a_thread), p);
     return tpi_cuda_launched(launch);
 }
 

@@ -3,6 +3,7 @@
  * A block has a few tokens. Their sines and cosines are computed once, into shared memory, and turn all heads
  * of the tokens. The work of a thread is two packs of features, which are VEC pairs in either layout;
  * features that are not turned are copied. x may have any strides. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/device.cuh"
 #include "taper/ops.h"
 
@@ -79,6 +80,7 @@ __device__ __forceinline__ pack<T, VEC> read_features(const T *head, int i, int6
 template <typename T, int VEC, bool HALF>
 __global__ void __launch_bounds__(THREADS) rope_tokens(const rope_args args) {
     __shared__ float2 table[ANGLES];
+    take_turn();
     const int first = (int)blockIdx.x * args.in_block, tokens = min(args.in_block, args.tokens - first);
     const int unit = blockIdx.y * args.units_in_block, units = min(args.units_in_block, args.units - unit);
     fill_table<VEC>(args, first, tokens, unit, units, table);
@@ -119,9 +121,9 @@ template <typename T, int VEC> void launch_tokens(const tpi_launch *launch, rope
                     (unsigned)tpi_div_up(args.units, args.units_in_block));
     const tpi_attr_rope *attr = static_cast<const tpi_attr_rope *>(launch->step->attr);
     if (attr->layout == TP_ROPE_HALF)
-        rope_tokens<T, VEC, true><<<grid, THREADS, 0, tpi_cuda_of(launch)->stream>>>(args);
+        start_early(tpi_cuda_of(launch), rope_tokens<T, VEC, true>, grid, THREADS, args);
     else
-        rope_tokens<T, VEC, false><<<grid, THREADS, 0, tpi_cuda_of(launch)->stream>>>(args);
+        start_early(tpi_cuda_of(launch), rope_tokens<T, VEC, false>, grid, THREADS, args);
 }
 
 /* Whether all packs of `size` lie where they can be read at once. */

@@ -1,5 +1,8 @@
-/* Both gradients of silu(gate) · up in one pass over gate, up and dy: five operands are moved, not seven. */
+/* Both gradients of silu(gate) · up in one pass over gate, up and dy: five operands are moved, not seven. Where
+ * the plan makes silu(gate) · up again just before, that is one pass, too, and six operands and not eight. */
 #include "backend/cuda/device.cuh"
+#include "backend/cuda/early.cuh"
+#include "backend/cuda/groups.h"
 
 namespace {
 
@@ -7,7 +10,7 @@ namespace {
 
 template <typename T> struct operands {
     const T *gate, *up, *dy;
-    T *dgate, *dup; /* NULL: not wanted; may be the inputs' own memory */
+    T *dgate, *dup, *y; /* NULL: not wanted; may be the inputs' own memory */
     int64_t count;
 };
 
@@ -15,19 +18,22 @@ template <typename T, int V> __device__ __forceinline__ void gradients(const ope
     using values = pack<T, V>;
     const values gate = *(const values *)(o.gate + i), up = *(const values *)(o.up + i);
     const values dy = *(const values *)(o.dy + i);
-    values dgate, dup;
+    values dgate, dup, y;
 #pragma unroll
     for (int j = 0; j < V; j++) {
         const float x = to_f32(gate.at[j]), d = to_f32(dy.at[j]);
         const float s = 1.0f / (1.0f + __expf(-x));
         dgate.at[j] = from_f32<T>(d * to_f32(up.at[j]) * s * (1.0f + x * (1.0f - s)));
         dup.at[j] = from_f32<T>(d * x * s);
+        y.at[j] = from_f32<T>(x * s * to_f32(up.at[j]));
     }
     if (o.dgate) *(values *)(o.dgate + i) = dgate;
     if (o.dup) *(values *)(o.dup + i) = dup;
+    if (o.y) *(values *)(o.y + i) = y;
 }
 
 template <typename T, int V> __global__ void __launch_bounds__(THREADS) run_packs(operands<T> o) {
+    take_turn();
     const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
     if (i + V <= o.count)
         gradients<T, V>(o, i);
@@ -35,24 +41,32 @@ template <typename T, int V> __global__ void __launch_bounds__(THREADS) run_pack
         for (int64_t k = i; k < o.count; k++) gradients<T, 1>(o, k);
 }
 
-template <typename T> tp_status start(const tpi_launch *launch) {
-    const operands<T> o = {(const T *)tpi_in(launch, 0), (const T *)tpi_in(launch, 1),
-                           (const T *)tpi_in(launch, 2), (T *)tpi_out(launch, 0),
-                           (T *)tpi_out(launch, 1),      tpi_in_operand(launch->step, 0)->count};
-    const uintptr_t bits =
-        (uintptr_t)o.gate | (uintptr_t)o.up | (uintptr_t)o.dy | (uintptr_t)o.dgate | (uintptr_t)o.dup;
+template <typename T> tp_status start(const tpi_launch *launch, void *y) {
+    const operands<T> o = {(const T *)tpi_in(launch, 0),
+                           (const T *)tpi_in(launch, 1),
+                           (const T *)tpi_in(launch, 2),
+                           (T *)tpi_out(launch, 0),
+                           (T *)tpi_out(launch, 1),
+                           (T *)y,
+                           tpi_in_operand(launch->step, 0)->count};
+    const uintptr_t bits = (uintptr_t)o.gate | (uintptr_t)o.up | (uintptr_t)o.dy | (uintptr_t)o.dgate |
+                           (uintptr_t)o.dup | (uintptr_t)y;
     constexpr int V = pack_size<T>;
-    const cudaStream_t stream = tpi_cuda_of(launch)->stream;
+    const tpi_cuda *cuda = tpi_cuda_of(launch);
     if (o.count == 0) return TP_OK;
     if (bits % 16 == 0)
-        run_packs<T, V><<<(unsigned)tpi_div_up(o.count, THREADS * V), THREADS, 0, stream>>>(o);
+        start_early(cuda, run_packs<T, V>, (unsigned)tpi_div_up(o.count, THREADS * V), THREADS, o);
     else
-        run_packs<T, 1><<<(unsigned)tpi_div_up(o.count, THREADS), THREADS, 0, stream>>>(o);
+        start_early(cuda, run_packs<T, 1>, (unsigned)tpi_div_up(o.count, THREADS), THREADS, o);
     return tpi_cuda_launched(launch);
 }
 
+tp_status run_with(const tpi_launch *launch, void *y) {
+    TPI_FLOAT_DTYPE(tpi_in_operand(launch->step, 0)->dtype, T, { return start<T>(launch, y); });
+}
+
 tp_status run(const tpi_launch *launch) {
-    TPI_FLOAT_DTYPE(tpi_in_operand(launch->step, 0)->dtype, T, { return start<T>(launch); });
+    return run_with(launch, nullptr);
 }
 
 bool accepts(const tpi_step *step) {
@@ -61,7 +75,41 @@ bool accepts(const tpi_step *step) {
     return true;
 }
 
+/* Each element is read before it is written, by the same thread: memory may be the same, not half so. */
+bool same_or_apart(tpi_range a, tpi_range b) {
+    return tpi_apart(a, b) || (a.begin == b.begin && a.end == b.end);
+}
+
+/* Whether `y` can be written by the pass of the launch's step. */
+bool fits_in(const tpi_launch *launch, const tpi_bound *bound, tpi_range y) {
+    const tpi_operand *x = tpi_in_operand(launch->step, 0);
+    const int64_t bytes = x->count * (int64_t)tp_dtype_size((tp_dtype)x->dtype);
+    for (int k = 0; k < 3; k++)
+        if (!same_or_apart(y, tpi_range_of(tpi_in(launch, k), bytes))) return false;
+    for (int k = 0; k < 2; k++)
+        if (tpi_out(launch, k) && !tpi_apart(y, tpi_range_of_output(bound, launch->step, k))) return false;
+    return true;
+}
+
 } // namespace
+
+uint32_t tpi_cuda_gated_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                              tp_status *status) {
+    const tpi_step *mul = &bound->steps[first], *grad = mul + 1;
+    if (mul->op != TPI_SILU_MUL || first + 1 == bound->n_steps || grad->op != TPI_SILU_MUL_GRAD) return 0;
+    tpi_launch next = *launch;
+    next.step = grad;
+    const tpi_operand *x = tpi_in_operand(grad, 0);
+    for (int k = 0; k < 2; k++) {
+        const tpi_operand *in = tpi_in_operand(mul, k);
+        if (tpi_in(launch, k) != tpi_in(&next, k) || in->count != x->count || !in->contiguous) return 0;
+    }
+    const tpi_operand *y = tpi_out_operand(mul, 0);
+    if (y->dtype != x->dtype || grad->kernel->run != run) return 0;
+    if (!fits_in(&next, bound, tpi_range_of_output(bound, mul, 0))) return 0;
+    *status = run_with(&next, tpi_out(launch, 0));
+    return 2;
+}
 
 const tpi_kernel_entry tpi_cuda_silu_mul_grad[] = {
     {TPI_SILU_MUL_GRAD, {"cuda", run, accepts, NULL}},

@@ -3,6 +3,7 @@
  * The blocks of a cluster share the rows of 64 columns; then each adds up some of the columns, reading the
  * others' shared memory, always in the same order. So shares are never in memory, and no second kernel sums
  * them. A's and B's gradient follow each other in a plan, and each alone leaves most of a device idle. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/groups.h"
 #include "backend/cuda/lora.h"
 #include "backend/cuda/thin_gradient.cuh"
@@ -24,6 +25,7 @@ template <typename G, int TILES>
 __global__ __launch_bounds__(threads, 2) void gradients_kernel(const __grid_constant__ gradients all) {
 #if __CUDA_ARCH__ >= 900
     __shared__ float total[block_columns][8 * TILES + 1];
+    take_turn();
     const auto cluster = cooperative_groups::this_cluster();
     const int share = (int)cluster.block_rank();
     int group = (int)blockIdx.x / all.shares, k = 0;
@@ -47,19 +49,13 @@ __global__ __launch_bounds__(threads, 2) void gradients_kernel(const __grid_cons
 #endif
 }
 
-template <typename G, int TILES> void start(cudaStream_t stream, const gradients &all) {
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {(unsigned)all.shares, 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(all.end[all.count - 1] * all.shares)), config.blockDim = dim3(threads);
-    config.stream = stream;
-    config.attrs = &cluster, config.numAttrs = 1;
-    cudaLaunchKernelEx(&config, gradients_kernel<G, TILES>, all);
+template <typename G, int TILES> void start(const tpi_cuda *cuda, const gradients &all) {
+    start_early(cuda, gradients_kernel<G, TILES>, (unsigned)(all.end[all.count - 1] * all.shares),
+                block_shape(threads, 0, (unsigned)all.shares), all);
 }
 
-template <typename G> void start(cudaStream_t stream, const gradients &all) {
-    all.of[0].ranks <= 8 ? start<G, 1>(stream, all) : start<G, 2>(stream, all);
+template <typename G> void start(const tpi_cuda *cuda, const gradients &all) {
+    all.of[0].ranks <= 8 ? start<G, 1>(cuda, all) : start<G, 2>(cuda, all);
 }
 
 /* As many shares as leave all blocks resident: two on a processor. So a gradient's last bits depend on what
@@ -127,9 +123,9 @@ uint32_t tpi_cuda_thin_group(const tpi_launch *launch, const tpi_bound *bound, u
     if (all.count == 0) return 0;
     share_out(&all, tpi_cuda_of(launch)->processors);
     if (all.dtype == TP_F32)
-        start<float>(tpi_cuda_of(launch)->stream, all);
+        start<float>(tpi_cuda_of(launch), all);
     else
-        start<bf16>(tpi_cuda_of(launch)->stream, all);
+        start<bf16>(tpi_cuda_of(launch), all);
     *status = tpi_cuda_launched(launch);
     return (uint32_t)all.count;
 }
