@@ -34,6 +34,30 @@ static void find_layers(const tpi_ir *ir, uint32_t i, party *p) {
     if (p->count > 1) p->member[p->count++] = i;
 }
 
+static bool same_inputs(const tpi_inst *a, const tpi_inst *b, uint32_t of_b) {
+    for (uint32_t k = 1; k < a->n_in; k++)
+        if (of_b + k >= b->n_in || a->in[k] != b->in[of_b + k]) return false;
+    return a->in[0] == b->in[0];
+}
+
+/* The gradient of a norm by x and what it is added to; with the norm, if that is made again. */
+static void find_norm(const tpi_ir *ir, uint32_t i, party *p) {
+    const tpi_inst *add = &ir->insts[i];
+    uint32_t grad = TPI_NO_VALUE;
+    for (uint32_t k = 0; k < add->n_in; k++) {
+        const uint32_t maker = maker_of(ir, add, k);
+        if (maker != TPI_NO_VALUE && ir->insts[maker].op == TPI_RMS_NORM_GRAD &&
+            ir->insts[maker].out[0] == add->in[k] && ir->values[add->in[k]].uses == 1)
+            grad = maker;
+    }
+    if (grad == TPI_NO_VALUE) return;
+    for (uint32_t j = grad; j-- > 0 && grad - j <= WITHIN && p->count == 0;)
+        if (ir->insts[j].op == TPI_RMS_NORM && same_inputs(&ir->insts[j], &ir->insts[grad], 1))
+            p->member[p->count++] = j;
+    p->member[p->count++] = grad;
+    p->member[p->count++] = i;
+}
+
 /* Whether two adapted layers read one x and make results of one shape. */
 static bool are_twins(const tpi_ir *ir, uint32_t i, uint32_t j) {
     const tpi_inst *a = &ir->insts[i], *b = &ir->insts[j];
@@ -71,11 +95,8 @@ static const struct {
     tpi_op last;
     void (*find)(const tpi_ir *ir, uint32_t i, party *p);
 } parties[] = {
-    {TPI_ADD, find_layers},
-    {TPI_POINTWISE_CHAIN, find_layers},
-    {TPI_SILU_MUL_GRAD, find_gated},
-    {TPI_LINEAR_LORA, find_twins},
-    {TPI_SILU_MUL, find_gate},
+    {TPI_ADD, find_layers},          {TPI_ADD, find_norm},          {TPI_POINTWISE_CHAIN, find_layers},
+    {TPI_SILU_MUL_GRAD, find_gated}, {TPI_LINEAR_LORA, find_twins}, {TPI_SILU_MUL, find_gate},
 };
 
 /* ---- moving ---- */

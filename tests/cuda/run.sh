@@ -18,6 +18,7 @@ run() {
 
 if ! run "$build/tests/cuda_cases"; then exit 0; fi
 run "$build/tests/cuda_engine"
+run "$build/tests/cuda_block"
 run python3 tests/cuda/commands.py "$build"
 if ! command -v compute-sanitizer >/dev/null; then
     echo "skipped: compute-sanitizer is not installed"
@@ -25,4 +26,5 @@ if ! command -v compute-sanitizer >/dev/null; then
 fi
 for tool in memcheck racecheck initcheck; do
     run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_cases"
+    run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_block"
 done

@@ -29,6 +29,8 @@ uint32_t tpi_cuda_thin_group(const tpi_launch *launch, const tpi_bound *bound, u
                              tp_status *status);
 uint32_t tpi_cuda_row_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                             tp_status *status);
+uint32_t tpi_cuda_norm_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                             tp_status *status);
 uint32_t tpi_cuda_gated_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                               tp_status *status);
 uint32_t tpi_cuda_layer_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
@@ -50,6 +52,19 @@ static inline tpi_range tpi_range_of_output(const tpi_bound *bound, const tpi_st
     const tpi_operand *out = tpi_out_operand(step, k);
     return tpi_range_of(bound->slots[step->slots[step->n_in + k]],
                         out->count * (int64_t)tp_dtype_size((tp_dtype)out->dtype));
+}
+
+/* From the input's first element to behind its last, gaps included. */
+tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k);
+
+/* Whether a step from `from` on reads what lies there now. */
+bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from);
+/* Whether a step before `end` writes there. */
+bool tpi_written_before(const tpi_bound *bound, tpi_range data, uint32_t end);
+
+/* For kernels whose threads read an element before they write it. */
+static inline bool tpi_same_or_apart(tpi_range a, tpi_range b) {
+    return tpi_apart(a, b) || (a.begin == b.begin && a.end == b.end);
 }
 
 #ifdef __cplusplus

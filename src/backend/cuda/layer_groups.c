@@ -21,48 +21,18 @@ static void *output(const window *w, const tpi_step *step, int k) {
     return w->bound->slots[step->slots[step->n_in + k]];
 }
 
-static tpi_range range_of_input(const window *w, const tpi_step *step, int k) {
-    const tpi_operand *in = &step->operands[k];
-    int64_t last = 0;
-    for (int d = 0; d < in->rank; d++) last += in->shape[d] ? (in->shape[d] - 1) * in->stride[d] : 0;
-    return tpi_range_of(input(w, step, k),
-                        in->count ? (last + 1) * (int64_t)tp_dtype_size((tp_dtype)in->dtype) : 0);
-}
-
 /* ---- what may be written all at once ---- */
-
-/* Whether a step from `from` on reads what lies there now. */
-static bool read_later(const window *w, tpi_range data, uint32_t from) {
-    for (uint32_t i = from; i < w->bound->n_steps; i++) {
-        const tpi_step *step = step_at(w, i);
-        for (int k = 0; k < step->n_in; k++)
-            if (!tpi_apart(range_of_input(w, step, k), data)) return true;
-        for (int k = 0; k < step->n_out; k++) {
-            const tpi_range out = tpi_range_of_output(w->bound, step, k);
-            if (out.begin <= data.begin && out.end >= data.end) return false;
-        }
-    }
-    return false;
-}
-
-/* Whether a step before the group writes there. */
-static bool written_before(const window *w, tpi_range data) {
-    for (uint32_t i = 0; i < w->first; i++)
-        for (int k = 0; k < step_at(w, i)->n_out; k++)
-            if (!tpi_apart(tpi_range_of_output(w->bound, step_at(w, i), k), data)) return true;
-    return false;
-}
 
 /* Whether a range lies apart from all that the layers read, from the group's scratch, which is the first
  * one's, and from the low-rank outputs. */
 static bool apart_from_layers(const window *w, tpi_range data, bool and_low_rank) {
-    const tpi_range scratch =
-        tpi_range_of(tpi_scratch(&w->layers.launch[0]), (int64_t)tpi_cuda_lora_hopper_scratch(w->layers.layer));
+    const tpi_range scratch = tpi_range_of(tpi_scratch(&w->layers.launch[0]),
+                                           (int64_t)tpi_cuda_lora_hopper_scratch(w->layers.layer));
     if (!tpi_apart(scratch, data)) return false;
     for (int i = 0; i < w->layers.count; i++) {
         const tpi_step *step = w->layers.launch[i].step;
         for (int k = 0; k < step->n_in; k++)
-            if (!tpi_apart(range_of_input(w, step, k), data)) return false;
+            if (!tpi_apart(tpi_range_of_input(w->bound, step, k), data)) return false;
         if (and_low_rank && tpi_wants_low_rank(step) &&
             !tpi_apart(tpi_range_of_output(w->bound, step, 1), data))
             return false;
@@ -74,8 +44,7 @@ static bool apart_from_layers(const window *w, tpi_range data, bool and_low_rank
 static bool outputs_apart(const window *w, const tpi_range *more, int n) {
     for (int i = 0; i < w->layers.count; i++) {
         const tpi_step *step = w->layers.launch[i].step;
-        if (tpi_wants_low_rank(step) &&
-            !apart_from_layers(w, tpi_range_of_output(w->bound, step, 1), false))
+        if (tpi_wants_low_rank(step) && !apart_from_layers(w, tpi_range_of_output(w->bound, step, 1), false))
             return false;
     }
     for (int i = 0; i < n; i++) {
@@ -136,7 +105,7 @@ static bool take_sum(window *w) {
         if (tpi_out_operand(sum, 0)->dtype != TP_BF16 || !outputs_apart(w, &y, 1)) return false;
         for (int k = 0; k < w->layers.count; k++) {
             const tpi_range part = tpi_range_of_output(w->bound, w->layers.launch[k].step, 0);
-            if (part.begin != y.begin && read_later(w, part, i + 1)) return false;
+            if (part.begin != y.begin && tpi_read_later(w->bound, part, i + 1)) return false;
         }
         w->layers.sum = output(w, sum, 0);
         w->end = i + 1;
@@ -180,11 +149,11 @@ static bool take_one(window *w) {
 static bool is_steady(const window *w) {
     for (int i = 0; i < w->layers.count; i++) {
         const tpi_layer *l = &w->layers.layer[i];
-        const tpi_step *step = w->layers.launch[i].step;
-        if (written_before(w, range_of_input(w, step, l->a)) ||
-            written_before(w, range_of_input(w, step, l->b)) ||
-            (l->bias && written_before(w, range_of_input(w, step, l->bias))))
-            return false;
+        const int read[] = {l->a, l->b, l->bias};
+        for (int k = 0; k < (l->bias ? 3 : 2); k++)
+            if (tpi_written_before(w->bound, tpi_range_of_input(w->bound, w->layers.launch[i].step, read[k]),
+                                   w->first))
+                return false;
     }
     return true;
 }

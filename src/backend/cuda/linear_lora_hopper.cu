@@ -1,92 +1,13 @@
-/* LINEAR_LORA on Hopper: the small kernel that splits a and b into high and low bf16, and the launch of the
- * product, which begins while the small kernel is ending. The product: linear_lora_hopper.cuh. */
+/* The launches of LINEAR_LORA on Hopper: a small kernel that splits a and b into high and low bf16
+ * (linear_lora_split.cuh), and the product (linear_lora_hopper.cuh), which begins while that one is ending.
+ */
 #include "backend/cuda/linear_lora_hopper.cuh"
+#include "backend/cuda/linear_lora_split.cuh"
 #include "backend/cuda/lora.h"
 
 #include <limits.h>
 
 namespace {
-
-/* A layer's part of a and b as the product reads them. Ranks beyond its own are zeros: of a sum's layer in a,
- * whose inner indices no other layer has, of a twin in b, whose columns no other has. */
-struct split_layer {
-    const void *a, *b;      /* f32 or bf16; strides of a [k, rank] and b [rank, n] follow */
-    int64_t a_k, a_r, b_r, b_n;
-    const void *bias;       /* NULL: none */
-    bf16 *to_a, *to_b;      /* its first inner index, its first column */
-    int k, rank;            /* its own */
-    int first;              /* of its ranks among all */
-    int a_begin, a_end;     /* ranks that it writes of a */
-    int b_begin, b_end;     /* and of b */
-};
-
-struct split_job {
-    split_layer of[most_layers];
-    unsigned *ready;
-    int64_t a_leading;  /* of to_a [RANKS high ranks, RANKS low ranks; all k] */
-    int64_t to_r, to_n; /* strides of to_b */
-    int n, rank, ranks, blocks;
-    bool wide_bias; /* f32, else bf16 */
-    bool steady;    /* no step before this one in the plan writes what is read */
-};
-
-/* Number i of those that a layer writes, and where. */
-struct split_item {
-    float value;
-    bf16 *high, *low;
-    bf16 *again; /* high, a second time; NULL: not */
-};
-
-template <typename A>
-__device__ bool a_item(const split_job &p, const split_layer &l, int i, split_item *item) {
-    const int r = l.a_begin + i / l.k, k = i % l.k, own = r - l.first;
-    if (r >= l.a_end) return false;
-    item->value = own >= 0 && own < l.rank ? to_f32(((const A *)l.a)[k * l.a_k + own * l.a_r]) : 0.0f;
-    item->high = l.to_a + r * p.a_leading + k;
-    item->low = item->high + p.ranks * p.a_leading;
-    item->again = nullptr;
-    return true;
-}
-
-template <typename A>
-__device__ bool b_item(const split_job &p, const split_layer &l, int i, split_item *item) {
-    const int count = l.b_end - l.b_begin + (l.bias ? 1 : 0);
-    const bool along_ranks = p.to_r == 1;
-    const int r = along_ranks ? i % count : i / p.n, n = along_ranks ? i / count : i % p.n;
-    if (r >= count || n >= p.n) return false;
-    if (l.b_begin + r == l.b_end) { /* the bias */
-        item->value = p.wide_bias ? ((const float *)l.bias)[n] : to_f32(((const bf16 *)l.bias)[n]);
-        item->high = l.to_b + 3 * p.rank * p.to_r + n * p.to_n;
-        item->low = item->high + p.to_r;
-        item->again = nullptr;
-        return true;
-    }
-    const int own = l.b_begin + r - l.first;
-    item->value = own >= 0 && own < l.rank ? to_f32(((const A *)l.b)[own * l.b_r + n * l.b_n]) : 0.0f;
-    item->high = l.to_b + (l.b_begin + r) * p.to_r + n * p.to_n;
-    item->again = item->high + p.rank * p.to_r;
-    item->low = item->high + 2 * p.rank * p.to_r;
-    return true;
-}
-
-/* A block row's layer is its number. */
-template <typename A> __global__ void split_kernel(const __grid_constant__ split_job p) {
-    let_next_start();
-    const split_layer &l = p.of[blockIdx.y];
-    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), a_items = (l.a_end - l.a_begin) * l.k;
-    split_item item;
-    if (!p.steady) wait_for_previous();
-    const bool mine = i < a_items ? a_item<A>(p, l, i, &item) : b_item<A>(p, l, i - a_items, &item);
-    if (p.steady) wait_for_previous();
-    if (blockIdx.y == 0 && i < p.blocks) p.ready[i] = 0;
-    if (!mine) return;
-    const bf16 high = __float2bfloat16_rn(item.value);
-    *item.high = high;
-    *item.low = rest_of(item.value, high);
-    if (item.again) *item.again = high;
-}
-
-/* ---- host ---- */
 
 /* A layer's, with the zeros that are added. */
 int layer_rank(const tpi_lora_layers &all) {
@@ -228,8 +149,7 @@ template <class L> split_job split_of(const tpi_lora_layers &all, const pieces &
     s.a_leading = inner_of(all);
     s.to_r = L::outer_w ? job.n : 1, s.to_n = L::outer_w ? 1 : 3 * job.rank + 8;
     s.n = job.n, s.rank = job.rank, s.ranks = L::ranks, s.blocks = 2 * job.pairs;
-    s.wide_bias = all.layer[0].bias &&
-                  tpi_in_operand(all.launch[0].step, all.layer[0].bias)->dtype == TP_F32;
+    s.wide_bias = all.layer[0].bias && tpi_in_operand(all.launch[0].step, all.layer[0].bias)->dtype == TP_F32;
     s.steady = all.steady;
     return s;
 }
@@ -238,8 +158,8 @@ tp_status start_split(const tpi_lora_layers &all, const split_job &s) {
     int64_t items = s.blocks;
     for (int i = 0; i < all.count; i++) {
         const split_layer &l = s.of[i];
-        const int64_t mine = (int64_t)(l.a_end - l.a_begin) * l.k +
-                             (int64_t)(l.b_end - l.b_begin + (l.bias ? 1 : 0)) * s.n;
+        const int64_t mine =
+            (int64_t)(l.a_end - l.a_begin) * l.k + (int64_t)(l.b_end - l.b_begin + (l.bias ? 1 : 0)) * s.n;
         if (mine > items) items = mine;
     }
     const dim3 grid((unsigned)tpi_div_up(items, 256), (unsigned)all.count);
@@ -359,8 +279,8 @@ bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *all) {
                l[i].n >= 64 && l[i].k > 0 && l[i].rank > 0 && places_of(&all->launch[i], l[i]) % 16 == 0 &&
                l[i].mw.leading % 8 == 0 && (i == 0 || alike(*all, i));
     if (!fits || all->count == 1) return fits;
-    return rank_of(*all) <= TPI_RANKS_AT_ONCE &&
-           pieces_of(*all, TPI_RANKS_AT_ONCE).end <= tpi_cuda_lora_hopper_scratch(l);
+    const int most = all->twins ? 32 : TPI_RANKS_AT_ONCE; /* of twins, what goes into the widest tiles */
+    return rank_of(*all) <= most && pieces_of(*all, TPI_RANKS_AT_ONCE).end <= tpi_cuda_lora_hopper_scratch(l);
 }
 
 tp_status tpi_cuda_lora_hopper(const tpi_lora_layers *layers) {

@@ -1,5 +1,5 @@
-/* LINEAR_LORA on Hopper as one product: y = x·w + h·b, h = scale · x·a, in one set of f32 sums; and so are two
- * layers of one x side by side (twins), and the sum of up to three layers of their own x.
+/* LINEAR_LORA on Hopper as one product: y = x·w + h·b, h = scale · x·a, in one set of f32 sums; and so are
+ * two layers of one x side by side (twins), and the sum of up to three layers of their own x.
  *
  * The low-rank term is one more step of the inner loop: behind the tiles of x and w come those of h and b,
  * and neither h·b nor a partial y is ever in memory. h itself costs no pass over x either: in a block of rows
@@ -21,59 +21,10 @@
 #ifndef TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
 #define TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
 
-#include "backend/cuda/hopper.cuh"
-#include "backend/cuda/tensor.cuh"
+#include "backend/cuda/linear_lora_job.cuh"
+#include "backend/cuda/linear_lora_store.cuh"
 
 namespace {
-
-using bf16 = __nv_bfloat16;
-
-constexpr int tile_rows = 128, tile_inner = 64, threads = 384, group = 128; /* threads of a warpgroup */
-constexpr int pair_rows = 2 * tile_rows;
-constexpr int most_makers = 64; /* in all; there may be one for each pair */
-
-/* What a tile of COLUMNS columns is made of, with ranks up to RANKS. */
-template <int COLUMNS, int RANKS, bool OUTER_W> struct layout {
-    static constexpr int columns = COLUMNS, ranks = RANKS;
-    static constexpr int stages = RANKS > 16      ? 3
-                                  : COLUMNS > 128 ? 4
-                                                  : 5; /* that shared memory has room for */
-    static constexpr int half_boxes = OUTER_W ? (COLUMNS + 127) / 128 : 1; /* that make up half of w's tile */
-    static constexpr int half_columns = OUTER_W ? 64 * half_boxes : COLUMNS / 2;
-    static constexpr int x_bytes = tile_rows * tile_inner * 2, w_bytes = 2 * half_columns * tile_inner * 2;
-    static constexpr int a_bytes = 2 * RANKS * tile_inner * 2, stage_bytes = x_bytes + w_bytes + a_bytes;
-    static constexpr int h_bytes = (3 * RANKS + 2 + 63) / 64 * x_bytes; /* its columns, 64 at a time */
-    static constexpr int shared_bytes = stages * (stage_bytes + 16) + h_bytes + 16 + 1024; /* alignment */
-    static constexpr bool outer_w = OUTER_W;         /* w's rows run along the columns of y */
-    static constexpr int w_step = OUTER_W ? 128 : 2; /* of a descriptor, for 16 inner indices */
-};
-
-constexpr int most_layers = 3; /* that are one product */
-
-/* Tiles in global memory, as the copy engine knows them: [rows, inner] of x and a; of w and b likewise, or
- * [inner, columns]. x is each layer's of a sum; w that, or of each half of a tile; b of each half. */
-struct tile_maps {
-    CUtensorMap x[most_layers], w[most_layers], a, b[2];
-};
-
-struct lora_job {
-    bf16 *y[2];           /* of both halves of a tile's columns */
-    bf16 *gated;          /* silu(y[0]) · y[1]; NULL: not wanted */
-    void *h[most_layers]; /* [m, own_rank] of each layer, f32 if h_wide, else bf16; NULL: not wanted */
-    float *partial;       /* of h: [makers of a pair, rows, RANKS] */
-    unsigned *ready;      /* of a block of rows: warpgroups that have published theirs */
-    int m, n;
-    int rank, layer_rank; /* of all layers and of one, a multiple of 8: zeros are added */
-    int own_rank;         /* of one, without them */
-    bool twins;           /* else layers are summed */
-    int pairs, columns;   /* tiles of y: pairs of them down, and across */
-    int end[most_layers]; /* of each summed layer's steps */
-    int steps;            /* of the inner dimension, 64 each */
-    int makers;           /* of a pair */
-    int h_columns;        /* 3 · rank, and 2 if there is a bias */
-    bool h_wide;
-    float scale;
-};
 
 #if TPI_WGMMA
 
@@ -136,7 +87,8 @@ __device__ __forceinline__ slice slice_of(const lora_job &p, const tile &t) {
 
 /* ---- fetching: one thread ---- */
 
-/* Fetches this block's half of a tile of w, or of b, which begins at `column`, for both blocks of the pair. */
+/* Fetches this block's half of a tile of w, or of b, which begins at `column`, for both blocks of the pair.
+ */
 template <class L>
 __device__ __forceinline__ void fetch_half(const ring<L> &at, const CUtensorMap *map, int inner, int column,
                                            int rank) {
@@ -153,7 +105,8 @@ template <class L> __device__ void fetch(const tile_maps &maps, const lora_job &
         const tile t = tile_of(p, i);
         const slice made = slice_of(p, t);
         const int row = (2 * t.pair + rank) * tile_rows, half = p.twins ? rank : 0;
-        const int column = p.twins ? t.column * L::half_columns : t.column * L::columns + rank * L::half_columns;
+        const int column =
+            p.twins ? t.column * L::half_columns : t.column * L::columns + rank * L::half_columns;
         for (int j = 0; j < p.steps; j++, at.next()) {
             const int step = made.step(j), layer = (step >= p.end[0]) + (step >= p.end[1]);
             const int k = (step - (layer > 0 ? p.end[layer - 1] : 0)) * tile_inner;
@@ -205,9 +158,9 @@ __device__ __forceinline__ void give_eight(const lora_job &p, int row, int eight
         to[0] = low, to[1] = high;
     } else
         *(pack<bf16, 8> *)((bf16 *)h + at) = {__float2bfloat16_rn(low.x),  __float2bfloat16_rn(low.y),
-                                                __float2bfloat16_rn(low.z),  __float2bfloat16_rn(low.w),
-                                                __float2bfloat16_rn(high.x), __float2bfloat16_rn(high.y),
-                                                __float2bfloat16_rn(high.z), __float2bfloat16_rn(high.w)};
+                                              __float2bfloat16_rn(low.z),  __float2bfloat16_rn(low.w),
+                                              __float2bfloat16_rn(high.x), __float2bfloat16_rn(high.y),
+                                              __float2bfloat16_rn(high.z), __float2bfloat16_rn(high.w)};
 }
 
 /* Adds up what the makers have published, and writes h₁ h₂ h₁. An item is eight ranks of a row; a thread has
@@ -344,78 +297,6 @@ template <class L> __device__ void publish(const lora_job &p, const float (&h)[L
     warpgroup_sync(threadIdx.x / group);
     if (threadIdx.x % group == 0)
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.ready + block) : "memory");
-}
-
-/* Of four lanes' 4 × 4 words, each lane's row becomes its column. */
-__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
-#pragma unroll
-    for (int bit = 1; bit < 4; bit *= 2) {
-        const bool upper = threadIdx.x & bit;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i & bit) continue;
-            const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? words[i] : words[i + bit], bit);
-            (upper ? words[i] : words[i + bit]) = got;
-        }
-    }
-}
-
-/* The thread's eight columns of a row, rounded: those of the tile's columns 32 · i ..., of the row `half`. */
-template <int N>
-__device__ __forceinline__ uint4 rounded(const float (&sum)[N], int i, int half) {
-    uint32_t words[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-        words[j] = pair_of(__float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half]),
-                           __float2bfloat16_rn(sum[16 * i + 4 * j + 2 * half + 1]));
-    transpose_quad(words);
-    return {words[0], words[1], words[2], words[3]};
-}
-
-__device__ __forceinline__ int row_of_thread(int half) {
-    return ((int)threadIdx.x - group) / 32 * 16 + (int)threadIdx.x % 32 / 4 + 8 * half;
-}
-__device__ __forceinline__ int column_of_thread(int i) {
-    return (int)threadIdx.x % 4 * 8 + 32 * i;
-}
-
-template <int N>
-__device__ __forceinline__ void store(const lora_job &p, const float (&sum)[N], int row0, int column0) {
-#pragma unroll
-    for (int i = 0; i < N / 16; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = row0 + row_of_thread(half), column = column0 + column_of_thread(i);
-            const uint4 eight = rounded(sum, i, half);
-            if (row < p.m && column < p.n) *(uint4 *)(p.y[0] + (int64_t)row * p.n + column) = eight;
-        }
-}
-
-/* silu(gate) · up of two numbers each, as they were rounded. */
-__device__ __forceinline__ uint32_t silu_mul(uint32_t gate, uint32_t up) {
-    const float g[2] = {__uint_as_float(gate << 16), __uint_as_float(gate & 0xffff0000u)};
-    const float u[2] = {__uint_as_float(up << 16), __uint_as_float(up & 0xffff0000u)};
-    return pair_of(__float2bfloat16_rn(g[0] / (1.0f + __expf(-g[0])) * u[0]),
-                   __float2bfloat16_rn(g[1] / (1.0f + __expf(-g[1])) * u[1]));
-}
-__device__ __forceinline__ uint4 silu_mul(uint4 gate, uint4 up) {
-    return {silu_mul(gate.x, up.x), silu_mul(gate.y, up.y), silu_mul(gate.z, up.z), silu_mul(gate.w, up.w)};
-}
-
-template <int N>
-__device__ __forceinline__ void store_twins(const lora_job &p, const float (&sum)[N], int row0, int column0) {
-#pragma unroll
-    for (int i = 0; i < N / 32; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = row0 + row_of_thread(half), column = column0 + column_of_thread(i);
-            const int64_t at = (int64_t)row * p.n + column;
-            const uint4 first = rounded(sum, i, half), second = rounded(sum, i + N / 32, half);
-            if (row >= p.m || column >= p.n) continue;
-            *(uint4 *)(p.y[0] + at) = first;
-            *(uint4 *)(p.y[1] + at) = second;
-            if (p.gated) *(uint4 *)(p.gated + at) = silu_mul(first, second);
-        }
 }
 
 template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {

@@ -1,11 +1,13 @@
 /* Gradients of rms_norm and layer_norm.
  *
  * With x̂ = (x - mean)·r the normed row and g = dy·weight: dx = r·(g - mean(g) - x̂·mean(g·x̂)), without the
- * means of rms_norm. Rows of x and dy stay in registers: each is read once. With frozen weights that is all.
+ * means of rms_norm. Rows of x and dy stay in registers: each is read once. With frozen weights that is all;
+ * the norm that a plan makes again just before, and what is added to dx just behind, go the same way.
  * Else mean and r of each row are kept, and dweight = Σ rows dy·x̂ and dbias = Σ rows dy are added up in two
  * stages: shares of the rows, then the shares in order. */
 #include "backend/cuda/early.cuh"
 #include "backend/cuda/features.cuh"
+#include "backend/cuda/groups.h"
 #include "backend/cuda/row.cuh"
 
 namespace {
@@ -19,7 +21,9 @@ constexpr int64_t IN_SHARE = 32; /* and least rows of one */
 struct grad_args {
     const void *x, *dy;
     void *dx;
-    float2 *moments; /* mean and r of each row; NULL: nobody asks */
+    const void *added; /* to dx; NULL: nothing */
+    void *y;           /* x̂·weight; NULL: not wanted */
+    float2 *moments;   /* mean and r of each row; NULL: nobody asks */
     features weight;
     int64_t rows, n;
     float eps;
@@ -60,17 +64,22 @@ __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     const float along = row_reduce<add_of>(gx_sum, cells) / n * r * r;
     const float across = args.centred ? row_reduce<add_of>(g_sum, cells) / n : 0.0f;
     values *dx = reinterpret_cast<values *>(static_cast<T *>(args.dx) + first);
+    values *y = reinterpret_cast<values *>(static_cast<T *>(args.y) + first);
+    const values *added = reinterpret_cast<const values *>(static_cast<const T *>(args.added) + first);
     each_pack<PACKS>(packs, [&](int p, int i) {
         const values v = x.get(p, i), dv = dy.get(p, i);
         float weight[VEC];
-        values out;
+        values out, again, more = {};
         read(args.weight, i * VEC, 1.0f, weight);
+        if (args.added) more = added[i];
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
-            const float g = to_f32(dv.at[j]) * weight[j];
-            out.at[j] = from_f32<T>((g - across - (to_f32(v.at[j]) - mean) * along) * r);
+            const float g = to_f32(dv.at[j]) * weight[j], centred = to_f32(v.at[j]) - mean;
+            out.at[j] = from_f32<T>((g - across - centred * along) * r + to_f32(more.at[j]));
+            again.at[j] = from_f32<T>(centred * r * weight[j]);
         }
         dx[i] = out;
+        if (args.y) y[i] = again;
     });
     if (args.moments && threadIdx.x == 0 && row < args.rows) args.moments[row] = make_float2(mean, r);
 }
@@ -178,10 +187,10 @@ void launch_sums(const tpi_launch *launch) {
     }
 }
 
-tp_status norm_grad(const tpi_launch *launch) {
+/* What a step is launched with; of what a group has more, nothing. */
+grad_args args_of(const tpi_launch *launch) {
     const tpi_step *step = launch->step;
     const share_layout layout = lay_shares(step);
-    if (layout.n == 0) return TP_OK;
     grad_args args = {};
     args.x = tpi_in(launch, 0), args.dy = tpi_in(launch, 1), args.dx = tpi_out(launch, 0);
     args.weight = features_in(launch, 2);
@@ -189,9 +198,15 @@ tp_status norm_grad(const tpi_launch *launch) {
     args.n = layout.n, args.rows = layout.rows;
     args.eps = (float)static_cast<const tpi_attr_norm *>(step->attr)->eps;
     args.centred = step->op == TPI_LAYER_NORM_GRAD;
+    return args;
+}
+
+tp_status start(const tpi_launch *launch, const grad_args &args) {
+    const tpi_step *step = launch->step;
+    if (args.n == 0) return TP_OK;
     const tpi_cuda *cuda = tpi_cuda_of(launch);
-    const uintptr_t bits =
-        (uintptr_t)args.x | (uintptr_t)args.dy | (uintptr_t)args.dx | (uintptr_t)args.weight.data;
+    const uintptr_t bits = (uintptr_t)args.x | (uintptr_t)args.dy | (uintptr_t)args.dx |
+                           (uintptr_t)args.weight.data | (uintptr_t)args.added | (uintptr_t)args.y;
     if (args.rows > 0)
         TPI_FLOAT_DTYPE(tpi_in_operand(step, 0)->dtype, T, {
             with_rows<T>(cuda, args.rows, args.n, bits, [&](const row_layout &rows, auto vec, auto held) {
@@ -203,6 +218,10 @@ tp_status norm_grad(const tpi_launch *launch) {
     return tpi_cuda_launched(launch);
 }
 
+tp_status norm_grad(const tpi_launch *launch) {
+    return start(launch, args_of(launch));
+}
+
 bool accepts(const tpi_step *step) {
     const tpi_operand *x = tpi_in_operand(step, 0);
     for (int k = 0; k < step->n_in + step->n_out; k++)
@@ -211,7 +230,77 @@ bool accepts(const tpi_step *step) {
            tpi_out_operand(step, 0)->dtype == x->dtype;
 }
 
+/* ---- with the steps around it ---- */
+
+const tpi_step *step_of(const tpi_bound *bound, uint32_t i, tpi_op op) {
+    return i < bound->n_steps && bound->steps[i].op == op ? &bound->steps[i] : nullptr;
+}
+
+bool alike(const tpi_operand *a, const tpi_operand *b) {
+    return a->dtype == b->dtype && a->count == b->count && a->contiguous && b->contiguous;
+}
+
+/* The norm of what `grad` is the gradient of. */
+bool makes_norm_of(const tpi_bound *bound, const tpi_step *norm, const tpi_step *grad) {
+    const tpi_attr_norm *a = static_cast<const tpi_attr_norm *>(norm->attr),
+                        *b = static_cast<const tpi_attr_norm *>(grad->attr);
+    if (a->eps != b->eps || norm->n_in != grad->n_in - 1) return false;
+    if (bound->slots[norm->slots[0]] != bound->slots[grad->slots[0]]) return false;
+    if (norm->n_in > 1 && bound->slots[norm->slots[1]] != bound->slots[grad->slots[2]]) return false;
+    return alike(tpi_in_operand(norm, 0), tpi_in_operand(grad, 0)) &&
+           alike(tpi_out_operand(norm, 0), tpi_in_operand(grad, 0));
+}
+
+/* What the sum `add` adds to dx, which nobody else reads. */
+const void *added_to(const tpi_bound *bound, const tpi_step *add, const tpi_step *grad, uint32_t behind) {
+    const tpi_range dx = tpi_range_of_output(bound, grad, 0), sum = tpi_range_of_output(bound, add, 0);
+    const void *in[2] = {bound->slots[add->slots[0]], bound->slots[add->slots[1]]};
+    const int other = (uintptr_t)in[0] == dx.begin ? 1 : 0;
+    if ((uintptr_t)in[1 - other] != dx.begin || in[0] == in[1]) return nullptr;
+    for (int k = 0; k < 2; k++)
+        if (!alike(tpi_in_operand(add, k), tpi_in_operand(grad, 0))) return nullptr;
+    if (!alike(tpi_out_operand(add, 0), tpi_in_operand(grad, 0))) return nullptr;
+    return sum.begin == dx.begin || !tpi_read_later(bound, dx, behind) ? in[other] : nullptr;
+}
+
+/* Whether what the pass writes lies where it may: each element is read before it is written, by one thread.
+ */
+bool lies_well(const tpi_bound *bound, const tpi_step *grad, const grad_args &args) {
+    const tpi_range x = tpi_range_of_input(bound, grad, 0);
+    const int64_t bytes = (int64_t)(x.end - x.begin);
+    const tpi_range dx = tpi_range_of(args.dx, bytes), y = tpi_range_of(args.y, args.y ? bytes : 0);
+    const tpi_range read[] = {x, tpi_range_of_input(bound, grad, 1),
+                              tpi_range_of(args.added, args.added ? bytes : 0)};
+    for (const tpi_range &r : read)
+        if (!tpi_same_or_apart(dx, r) || (args.y && !tpi_same_or_apart(y, r))) return false;
+    if (grad->n_in > 2) {
+        const tpi_range weight = tpi_range_of_input(bound, grad, 2);
+        if (!tpi_apart(weight, dx) || (args.y && !tpi_apart(weight, y))) return false;
+    }
+    return !args.y || tpi_apart(dx, y);
+}
+
 } // namespace
+
+/* A norm, its gradient by x, and a sum with that: the last two, the first two, or all. */
+extern "C" uint32_t tpi_cuda_norm_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                                        tp_status *status) {
+    const tpi_step *norm = step_of(bound, first, TPI_RMS_NORM);
+    const uint32_t at = first + (norm ? 1 : 0);
+    const tpi_step *grad = step_of(bound, at, TPI_RMS_NORM_GRAD), *add = step_of(bound, at + 1, TPI_ADD);
+    if (!grad || grad->kernel->run != norm_grad || wants_sums(grad)) return 0;
+    if (norm && !makes_norm_of(bound, norm, grad)) return 0;
+    tpi_launch here = *launch;
+    here.step = grad;
+    grad_args args = args_of(&here);
+    if (norm) args.y = bound->slots[norm->slots[norm->n_in]];
+    const grad_args without = args;
+    if (add && (args.added = added_to(bound, add, grad, at + 2))) args.dx = bound->slots[add->slots[2]];
+    if (args.added && !lies_well(bound, grad, args)) args = without;
+    if ((!norm && !args.added) || !lies_well(bound, grad, args)) return 0;
+    *status = start(&here, args);
+    return (norm ? 2 : 1) + (args.added ? 1 : 0);
+}
 
 extern "C" const tpi_kernel_entry tpi_cuda_norm_grad[] = {
     {TPI_RMS_NORM_GRAD, {"cuda", norm_grad, accepts, scratch}},

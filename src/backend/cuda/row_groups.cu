@@ -31,13 +31,6 @@ const tpi_step *step_of(window *w, uint32_t i, tpi_op op) {
     return step && step->op == op ? step : nullptr;
 }
 
-bool written(const tpi_bound *bound, tpi_range data) {
-    for (uint32_t i = 0; i < bound->n_steps; i++)
-        for (int k = 0; k < bound->steps[i].n_out; k++)
-            if (!tpi_apart(tpi_range_of_output(bound, &bound->steps[i], k), data)) return true;
-    return false;
-}
-
 /* Whether the outputs of the steps up to `end` lie apart from what they read and from each other. */
 bool outputs_apart(const window *w, uint32_t end) {
     tpi_range all[12] = {w->read[0], w->read[1]};
@@ -105,7 +98,8 @@ bool take_product(window *w, row_products *p, uint32_t i) {
     part->activation = l.activation;
     if (l.bias)
         part->bias = tpi_in(&w->launch, l.bias), part->bias_type = tpi_in_operand(step, l.bias)->dtype;
-    p->steady = p->steady && !written(w->bound, tpi_range_of(weights, ((l.n - 1) * l.mw.leading + l.k) * 2));
+    p->steady = p->steady &&
+                !tpi_written_before(w->bound, tpi_range_of_input(w->bound, step, l.w), w->bound->n_steps);
     return true;
 }
 

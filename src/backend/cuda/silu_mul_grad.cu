@@ -1,5 +1,6 @@
-/* Both gradients of silu(gate) · up in one pass over gate, up and dy: five operands are moved, not seven. Where
- * the plan makes silu(gate) · up again just before, that is one pass, too, and six operands and not eight. */
+/* Both gradients of silu(gate) · up in one pass over gate, up and dy: five operands are moved, not seven.
+ * Where the plan makes silu(gate) · up again just before, that is one pass, too, and six operands and not
+ * eight. */
 #include "backend/cuda/device.cuh"
 #include "backend/cuda/early.cuh"
 #include "backend/cuda/groups.h"
@@ -75,17 +76,12 @@ bool accepts(const tpi_step *step) {
     return true;
 }
 
-/* Each element is read before it is written, by the same thread: memory may be the same, not half so. */
-bool same_or_apart(tpi_range a, tpi_range b) {
-    return tpi_apart(a, b) || (a.begin == b.begin && a.end == b.end);
-}
-
 /* Whether `y` can be written by the pass of the launch's step. */
 bool fits_in(const tpi_launch *launch, const tpi_bound *bound, tpi_range y) {
     const tpi_operand *x = tpi_in_operand(launch->step, 0);
     const int64_t bytes = x->count * (int64_t)tp_dtype_size((tp_dtype)x->dtype);
     for (int k = 0; k < 3; k++)
-        if (!same_or_apart(y, tpi_range_of(tpi_in(launch, k), bytes))) return false;
+        if (!tpi_same_or_apart(y, tpi_range_of(tpi_in(launch, k), bytes))) return false;
     for (int k = 0; k < 2; k++)
         if (tpi_out(launch, k) && !tpi_apart(y, tpi_range_of_output(bound, launch->step, k))) return false;
     return true;

@@ -1,0 +1,29 @@
+#include "backend/cuda/groups.h"
+
+tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k) {
+    const tpi_operand *in = tpi_in_operand(step, k);
+    int64_t last = 0;
+    for (int d = 0; d < in->rank && in->count > 0; d++) last += (in->shape[d] - 1) * in->stride[d];
+    const int64_t elements = in->count > 0 ? last + 1 : 0;
+    return tpi_range_of(bound->slots[step->slots[k]], elements * (int64_t)tp_dtype_size((tp_dtype)in->dtype));
+}
+
+bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from) {
+    for (uint32_t i = from; i < bound->n_steps; i++) {
+        const tpi_step *step = &bound->steps[i];
+        for (int k = 0; k < step->n_in; k++)
+            if (!tpi_apart(tpi_range_of_input(bound, step, k), data)) return true;
+        for (int k = 0; k < step->n_out; k++) {
+            const tpi_range out = tpi_range_of_output(bound, step, k);
+            if (out.begin <= data.begin && out.end >= data.end) return false;
+        }
+    }
+    return false;
+}
+
+bool tpi_written_before(const tpi_bound *bound, tpi_range data, uint32_t end) {
+    for (uint32_t i = 0; i < end; i++)
+        for (int k = 0; k < bound->steps[i].n_out; k++)
+            if (!tpi_apart(tpi_range_of_output(bound, &bound->steps[i], k), data)) return true;
+    return false;
+}

@@ -1,0 +1,176 @@
+/* A transformer block of adapted layers on a GPU: q, k and v of one x, gate and up with silu·mul, norms and
+ * residual sums, and the gradients by all of it. A backend may launch several of these steps as one; the
+ * numbers are the CPU's within bf16's rounding, in every run: the first, the captured and the replayed one.
+ *
+ * Ends with 77, saying why, where there is no GPU. A plain program: it runs where only the library does. */
+#include "taper/taper.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define ROWS   320
+#define WIDE   192
+#define NARROW 64
+#define HIDDEN 448
+#define LAYERS 7
+#define WANTED (2 * LAYERS + 1)
+#define RUNS   4
+
+static tp_context *ctx;
+static tp_graph *g;
+static int checks, faults;
+
+static void must(tp_status status, const char *what) {
+    checks++;
+    if (status == TP_OK) return;
+    faults++;
+    printf("FAIL %s: %s\n", what, tp_error_message());
+}
+
+#define SHAPE(...) ((int64_t[]){__VA_ARGS__})
+
+static tp_tensor *uniform(tp_device *device, int64_t rows, int64_t columns, double most, uint64_t seed,
+                          tp_dtype dtype) {
+    tp_tensor *wide, *t = NULL;
+    must(tp_tensor_uniform(device, 2, SHAPE(rows, columns), -most, most, seed, &wide), "uniform");
+    must(tp_lazy_eval(tp_lazy_cast(tp_lazy_from_tensor(g, wide), dtype), &t), "cast");
+    tp_graph_reset(g);
+    tp_tensor_release(wide);
+    return t;
+}
+
+/* ---- the block ---- */
+
+typedef struct layer {
+    int64_t in, out;
+    bool biased;
+} layer;
+
+enum { Q, K, V, O, GATE, UP, DOWN };
+static const layer layers[LAYERS] = {
+    [Q] = {WIDE, WIDE, true},       [K] = {WIDE, NARROW, true},     [V] = {WIDE, NARROW, true},
+    [O] = {WIDE, WIDE, false},      [GATE] = {WIDE, HIDDEN, false}, [UP] = {WIDE, HIDDEN, false},
+    [DOWN] = {HIDDEN, WIDE, false},
+};
+
+typedef struct block {
+    tp_tensor *x, *norm, *mix;
+    tp_tensor *w[LAYERS], *a[LAYERS], *b[LAYERS], *bias[LAYERS];
+    tp_lazy *wanted[WANTED];
+} block;
+
+static void make(block *m, tp_device *device, int64_t rank) {
+    m->x = uniform(device, ROWS, WIDE, 1, 1, TP_BF16);
+    m->norm = uniform(device, 1, WIDE, 1, 2, TP_BF16);
+    m->mix = uniform(device, NARROW, WIDE, 0.2, 3, TP_BF16);
+    for (int i = 0; i < LAYERS; i++) {
+        const layer *l = &layers[i];
+        const uint64_t seed = 10 + 4 * (uint64_t)i;
+        m->w[i] = uniform(device, l->out, l->in, 0.1, seed, TP_BF16);
+        m->a[i] = uniform(device, rank, l->in, 0.1, seed + 1, TP_F32);
+        m->b[i] = uniform(device, l->out, rank, 0.3, seed + 2, TP_F32);
+        m->bias[i] = l->biased ? uniform(device, 1, l->out, 0.5, seed + 3, TP_BF16) : NULL;
+    }
+}
+
+static void release(block *m) {
+    tp_tensor_release(m->x), tp_tensor_release(m->norm), tp_tensor_release(m->mix);
+    for (int i = 0; i < LAYERS; i++) {
+        tp_tensor_release(m->w[i]), tp_tensor_release(m->a[i]), tp_tensor_release(m->b[i]);
+        if (m->bias[i]) tp_tensor_release(m->bias[i]);
+    }
+}
+
+static tp_lazy *apply(block *m, int i, tp_lazy *x) {
+    tp_lazy *a = tp_lazy_from_tensor(g, m->a[i]), *b = tp_lazy_from_tensor(g, m->b[i]);
+    tp_lazy *w = tp_lazy_transpose(tp_lazy_from_tensor(g, m->w[i]), 0, 1);
+    tp_lazy *bias =
+        m->bias[i] ? tp_lazy_reshape(tp_lazy_from_tensor(g, m->bias[i]), 1, SHAPE(layers[i].out)) : NULL;
+    m->wanted[2 * i] = a, m->wanted[2 * i + 1] = b;
+    return tp_lazy_linear_lora(x, w, tp_lazy_transpose(a, 0, 1), tp_lazy_transpose(b, 0, 1), 2.0, bias);
+}
+
+/* The block's loss; its gradients by all adapters and x are wanted. */
+static tp_lazy *record(block *m) {
+    tp_lazy *x = tp_lazy_from_tensor(g, m->x), *mix = tp_lazy_from_tensor(g, m->mix);
+    tp_lazy *weight = tp_lazy_reshape(tp_lazy_from_tensor(g, m->norm), 1, SHAPE(WIDE));
+    m->wanted[WANTED - 1] = x;
+    tp_lazy *n = tp_lazy_rms_norm(x, weight, 1e-6);
+    tp_lazy *q = apply(m, Q, n), *k = apply(m, K, n), *v = apply(m, V, n);
+    tp_lazy *heads = tp_lazy_mul(tp_lazy_tanh(q), tp_lazy_matmul(tp_lazy_mul(k, v), mix));
+    x = tp_lazy_add(x, apply(m, O, heads));
+    n = tp_lazy_rms_norm(x, weight, 1e-6);
+    tp_lazy *gate = apply(m, GATE, n), *up = apply(m, UP, n);
+    x = tp_lazy_add(x, apply(m, DOWN, tp_lazy_mul(tp_lazy_silu(gate), up)));
+    tp_lazy *out = tp_lazy_cast(tp_lazy_rms_norm(x, weight, 1e-6), TP_F32);
+    return tp_lazy_sum(tp_lazy_mul(out, tp_lazy_tanh(out)), TP_ALL_DIMS, false);
+}
+
+/* out: the gradients. */
+static void evaluate(block *m, tp_tensor **out) {
+    tp_lazy *grads[WANTED];
+    tp_lazy *loss = record(m);
+    must(tp_graph_grad(g, loss, m->wanted, WANTED, grads), "grad");
+    must(tp_graph_eval(g, grads, WANTED, out), "eval");
+    tp_graph_reset(g);
+}
+
+/* ---- comparing ---- */
+
+static float *values_of(const tp_tensor *t) {
+    const size_t bytes = (size_t)tp_tensor_count(t) * sizeof(float);
+    float *values = calloc(1, bytes);
+    if (!values) abort();
+    must(tp_tensor_read(t, TP_F32, values, bytes), "read");
+    return values;
+}
+
+/* The largest difference, of the largest value. */
+static double distance(const tp_tensor *a, const tp_tensor *b) {
+    float *x = values_of(a), *y = values_of(b);
+    double most = 0, apart = 0;
+    for (int64_t i = 0; i < tp_tensor_count(a); i++) {
+        most = fmax(most, fabs((double)y[i]));
+        apart = isfinite(x[i]) ? fmax(apart, fabs((double)x[i] - (double)y[i])) : INFINITY;
+    }
+    free(x), free(y);
+    return apart / most;
+}
+
+static void compare(tp_device *cpu, tp_device *gpu, int64_t rank) {
+    block here, there;
+    tp_tensor *wanted[WANTED], *got[WANTED];
+    make(&here, cpu, rank), make(&there, gpu, rank);
+    evaluate(&here, wanted);
+    for (int run = 0; run < RUNS; run++) {
+        double worst = 0;
+        evaluate(&there, got);
+        for (int i = 0; i < WANTED; i++) {
+            const double apart = distance(got[i], wanted[i]);
+            worst = fmax(worst, apart);
+            checks++;
+            if (apart < 0.03) continue;
+            faults++;
+            printf("FAIL rank %d, run %d: gradient %d is %.3g of its largest value apart\n", (int)rank, run,
+                   i, apart);
+        }
+        if (run == RUNS - 1) printf("rank %d: gradients within %.2g\n", (int)rank, worst);
+        for (int i = 0; i < WANTED; i++) tp_tensor_release(got[i]);
+    }
+    for (int i = 0; i < WANTED; i++) tp_tensor_release(wanted[i]);
+    release(&here), release(&there);
+}
+
+int main(void) {
+    static const int64_t ranks[] = {8, 3, 12, 20, 40};
+    if (tp_context_create(&ctx, NULL) != TP_OK || tp_graph_create(&g, ctx) != TP_OK) return 1;
+    tp_device *gpu = tp_device_cuda(ctx, 0);
+    if (!gpu) printf("skipped: %s\n", tp_error_message());
+    for (size_t i = 0; gpu && i < sizeof ranks / sizeof *ranks; i++)
+        compare(tp_device_cpu(ctx), gpu, ranks[i]);
+    if (gpu) printf("%d checks, %d faults\n", checks, faults);
+    tp_graph_destroy(g);
+    tp_context_destroy(ctx);
+    return !gpu ? 77 : faults > 0;
+}
