@@ -16,6 +16,8 @@ typedef struct fake {
     tp_status failed[RUNS]; /* of run m */
     char why[256];
     int runs, prepared, released;
+    int n_ops;
+    uint16_t ops[64]; /* of the last run's steps */
 } fake;
 
 static fake *f;
@@ -78,6 +80,8 @@ static tp_status fake_run(void *state, const tpi_bound *bound) {
         device->prepared++;
     }
     device->runs++;
+    device->n_ops = 0;
+    for (uint32_t i = 0; i < bound->n_steps && i < 64; i++) device->ops[device->n_ops++] = bound->steps[i].op;
     for (uint32_t i = 0; i < bound->n_steps && device->failed[mark] == TP_OK; i++) {
         launch.step = &bound->steps[i];
         device->failed[mark] = launch.step->kernel->run(&launch);
@@ -268,6 +272,60 @@ Test(devices, training_there_is_training_here) {
     cr_assert_eq(memcmp(here, there, sizeof here), 0);
     cr_assert_eq(f->runs, 3);
     cr_assert_eq(f->prepared, 1, "one plan serves all steps: %d", f->prepared);
+}
+
+/* ---- steps of one launch ---- */
+
+#define WIDE   8
+#define WANTED 7
+
+static tp_lazy *leaf_on(tp_device *device, int64_t rows, int64_t columns, uint64_t seed) {
+    tp_tensor *t;
+    must(tp_tensor_randn(device, 2, SHAPE(rows, columns), seed, &t));
+    tp_lazy *leaf = tp_lazy_from_tensor(g, t);
+    tp_tensor_release(t);
+    return leaf;
+}
+
+static tp_lazy *adapted(tp_device *device, tp_lazy *x, uint64_t seed, tp_lazy **ab) {
+    ab[0] = leaf_on(device, WIDE, 2, seed + 1), ab[1] = leaf_on(device, 2, WIDE, seed + 2);
+    return tp_lazy_linear_lora(x, leaf_on(device, WIDE, WIDE, seed), ab[0], ab[1], 2.0, NULL);
+}
+
+/* The gradients of an MLP with its norm and residual sum. */
+static void mlp_gradients(tp_device *device, float out[WANTED][WIDE * WIDE]) {
+    tp_lazy *x = leaf_on(device, WIDE, WIDE, 1), *wanted[WANTED] = {x}, *grads[WANTED];
+    tp_tensor *got[WANTED];
+    tp_lazy *n = tp_lazy_rms_norm(x, NULL, 1e-6);
+    tp_lazy *gate = adapted(device, n, 10, wanted + 1), *up = adapted(device, n, 20, wanted + 3);
+    tp_lazy *y = tp_lazy_silu_mul(gate, up);
+    y = tp_lazy_add(x, adapted(device, y, 30, wanted + 5));
+    must(tp_graph_grad(g, tp_lazy_sum(tp_lazy_mul(y, y), TP_ALL_DIMS, false), wanted, WANTED, grads));
+    must(tp_graph_eval(g, grads, WANTED, got));
+    for (int i = 0; i < WANTED; i++) {
+        must(tp_tensor_read(got[i], TP_F32, out[i], (size_t)tp_tensor_count(got[i]) * sizeof(float)));
+        tp_tensor_release(got[i]);
+    }
+    tp_graph_reset(g);
+}
+
+/* Whether the last run had these steps one behind the other. */
+static bool ran(const uint16_t *ops, int n) {
+    for (int i = 0; i + n <= f->n_ops; i++)
+        if (memcmp(f->ops + i, ops, (size_t)n * sizeof *ops) == 0) return true;
+    return false;
+}
+#define RAN(...) ran((uint16_t[]){__VA_ARGS__}, (int)(sizeof((uint16_t[]){__VA_ARGS__}) / sizeof(uint16_t)))
+
+Test(devices, steps_of_one_launch_are_brought_together) {
+    float here[WANTED][WIDE * WIDE] = {0}, there[WANTED][WIDE * WIDE] = {0};
+    mlp_gradients(tp_device_cpu(ctx), here);
+    mlp_gradients(gpu, there);
+    cr_expect_eq(memcmp(here, there, sizeof here), 0);
+    cr_expect(RAN(TPI_LINEAR_LORA, TPI_LINEAR_LORA, TPI_SILU_MUL));
+    cr_expect(RAN(TPI_SILU_MUL, TPI_SILU_MUL_GRAD));
+    cr_expect(RAN(TPI_LINEAR_LORA, TPI_LINEAR_LORA, TPI_ADD));
+    cr_expect(RAN(TPI_RMS_NORM_GRAD, TPI_ADD));
 }
 
 Test(devices, plans_give_back_what_is_prepared_with_them) {

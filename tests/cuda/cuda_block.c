@@ -102,7 +102,7 @@ static tp_lazy *record(block *m) {
     x = tp_lazy_add(x, apply(m, O, heads));
     n = tp_lazy_rms_norm(x, weight, 1e-6);
     tp_lazy *gate = apply(m, GATE, n), *up = apply(m, UP, n);
-    x = tp_lazy_add(x, apply(m, DOWN, tp_lazy_mul(tp_lazy_silu(gate), up)));
+    x = tp_lazy_add(x, apply(m, DOWN, tp_lazy_silu_mul(gate, up)));
     tp_lazy *out = tp_lazy_cast(tp_lazy_rms_norm(x, weight, 1e-6), TP_F32);
     return tp_lazy_sum(tp_lazy_mul(out, tp_lazy_tanh(out)), TP_ALL_DIMS, false);
 }
