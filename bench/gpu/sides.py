@@ -43,11 +43,21 @@ class Server(Process):
             timer.cancel()
 
 
-class Peers:
-    """Started at the first question, and again where it ended."""
+class Restarted:
+    """What asks a server, which is started at the first question, and again where it ended."""
 
+    server = None
+
+    def close(self):
+        if self.server:
+            self.server.process.kill()
+            self.server.close()
+        self.server = None
+
+
+class Peers(Restarted):
     def __init__(self, deadline):
-        self.deadline, self.server, self.facts = deadline, None, {}
+        self.deadline, self.facts = deadline, {}
 
     def open(self):
         start = time.perf_counter()
@@ -70,12 +80,6 @@ class Peers:
             self.close()
             return {"error": str(why)}
 
-    def close(self):
-        if self.server:
-            self.server.process.kill()
-            self.server.close()
-        self.server = None
-
 
 class NoPeers:
     facts = {}
@@ -93,11 +97,11 @@ class NoPeers:
 # ---- taper ----
 
 
-class Operations:
+class Operations(Restarted):
     """gpu_ops, waiting for rows."""
 
     def __init__(self, a):
-        self.words, self.server = [a.bin / "gpu_ops", f"device={a.device}", "-"], None
+        self.words = [a.bin / "gpu_ops", f"device={a.device}", "-"]
 
     def measure(self, name):
         try:
@@ -107,12 +111,6 @@ class Operations:
         except (Absent, json.JSONDecodeError) as why:
             self.close()
             return {"error": str(why)}
-
-    def close(self):
-        if self.server:
-            self.server.process.kill()
-            self.server.close()
-        self.server = None
 
 
 def read_floats(path):
