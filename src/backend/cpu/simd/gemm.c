@@ -6,7 +6,8 @@
  * one sum over the steps of both, so that an adapter costs no second pass over c.
  *
  * For one large product all threads pack b and take tasks as they are free; small products are divided
- * beforehand. Each element is summed in the same order either way. */
+ * beforehand. Each element is summed in the same order either way. Where the arithmetic is faster than
+ * memory, it is a that stays packed, and each panel of b is packed when its turn comes. */
 #include "backend/cpu/simd/gemm.h"
 #include "backend/cpu/simd/tasks.h"
 
@@ -49,7 +50,7 @@ static const tpi_tiling *const tilings[] = {
 };
 #define TILINGS (int)(sizeof tilings / sizeof *tilings)
 
-static const tpi_tiling *tiling_of(const tpi_gemm *g) {
+const tpi_tiling *TPI_SIMD(tiling_of)(const tpi_gemm *g) {
     const tpi_term *first = g->term;
     return tilings[first->a.dtype == TP_BF16 && first->b.dtype == TP_BF16 ? TILINGS - 1 : 0];
 }
@@ -75,10 +76,14 @@ static tpi_block_sizes fitting(const tpi_tiling *t, tpi_block_sizes s, int64_t m
 
 /* Floats of scratch: of a for each thread, then b, then the sums. */
 static int64_t left_floats(const tpi_tiling *t, tpi_block_sizes s) {
-    return round_up(least(t->block, s.rows) * least(t->chunk, s.depth), 16);
+    int64_t depth = t->resident ? s.depth : least(t->chunk, s.depth);
+    return round_up(least(t->block, s.rows) * depth, 16);
+}
+static int64_t right_floats(const tpi_tiling *t, tpi_block_sizes s) {
+    return t->resident ? t->columns * t->chunk : s.columns * s.depth;
 }
 static int64_t space_of(const tpi_tiling *t, tpi_block_sizes s, int64_t threads) {
-    return threads * left_floats(t, s) + s.columns * s.depth + s.rows * s.columns;
+    return threads * left_floats(t, s) + right_floats(t, s) + s.rows * s.columns;
 }
 
 /* Enough for every product of up to this shape: what fits it may be larger than what fits a larger one. */
@@ -101,35 +106,27 @@ typedef struct slab {
     const tpi_tiling *tiling;
     int64_t m0, m1, n0, n1, p, depth, chunk;
     bool first, last, direct; /* direct: the sums are kept in c */
-    float *a, *b, *sums;      /* packed; sums of (m0, n0) on, rows `ld` apart */
+    float *a, *b, *sums;      /* packed; sums of (m0, n0) on, rows `ld` apart, */
+    int64_t spread;           /* columns 1 apart; or 0: a panel's sums in the place of the last one's */
     int64_t left, ld;         /* left: floats of a thread's a */
     int64_t in_place;         /* so many of the first columns, whole panels, are read where they are */
     int64_t rows, columns;    /* of a task, */
     int64_t across;           /* and so many tasks side by side */
 } slab;
 
-/* Packs the words [p, p + k) of rows of a: the terms' words stand one after the other. */
-static void pack_left(const slab *s, int64_t p, int64_t k, int64_t i, int64_t rows, float *out) {
-    const tpi_tiling *tiling = s->tiling;
+/* Packs the words [p, p + k) of a's rows or b's columns: the terms' words stand one after the other. */
+static void pack(const slab *s, bool right, int64_t p, int64_t k, int64_t line, int64_t lines, float *out) {
+    const tpi_tiling *t = s->tiling;
     const tpi_term *term = s->g->term;
     for (int64_t start = 0, end; term < s->g->term + s->g->terms; start = end, term++) {
-        end = start + tiling->words(term);
+        end = start + t->words(term);
         int64_t from = most(p, start), to = least(p + k, end);
         if (from >= to) continue;
-        float *at = out + (from - p) * tiling->rows;
-        tiling->pack_a(term, i, from - start, rows, to - from, at, tiling->rows * k);
-    }
-}
-
-static void pack_right(const slab *s, int64_t p, int64_t k, int64_t j, int64_t n, float *out) {
-    const tpi_tiling *tiling = s->tiling;
-    const tpi_term *term = s->g->term;
-    for (int64_t start = 0, end; term < s->g->term + s->g->terms; start = end, term++) {
-        end = start + tiling->words(term);
-        int64_t from = most(p, start), to = least(p + k, end);
-        if (from >= to) continue;
-        float *at = out + (from - p) * tiling->columns;
-        tiling->pack_b(term, from - start, j, to - from, n, at, tiling->columns * k);
+        if (right)
+            t->pack_b(term, from - start, line, to - from, lines, out + (from - p) * t->columns,
+                      t->columns * k);
+        else
+            t->pack_a(term, line, from - start, lines, to - from, out + (from - p) * t->rows, t->rows * k);
     }
 }
 
@@ -145,23 +142,34 @@ static void pack_panels(const void *arg, int64_t i, int thread) {
     (void)thread;
     for (int64_t p = 0; p < s->depth; p += s->chunk) {
         int64_t k = least(s->chunk, s->depth - p);
-        pack_right(s, s->p + p, k, from, n, s->b + p * packed_columns(s) + j * k);
+        pack(s, true, s->p + p, k, from, n, s->b + p * packed_columns(s) + j * k);
     }
 }
 
-/* Steps [p, p + k) of the slab: rows [i, i1), packed in a, by one panel of b at column j. */
-static void pass(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k, const float *a) {
-    int64_t width = s->tiling->columns, n = least(width, s->n1 - j), column = j - s->n0, b_step = width;
-    const float *b = s->b + p * packed_columns(s) + (column - s->in_place) * k, *next = b + width * k;
-    float *out = s->sums + (i - s->m0) * s->ld + column;
+/* Steps [p, p + k) of the slab: rows [i, i1), packed in a, by a panel of b at column j. */
+static void pass(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k, const float *a,
+                 const float *b, int64_t b_step, tpi_fetch *soon) {
+    int64_t n = least(s->tiling->columns, s->n1 - j);
+    float *out = s->sums + (i - s->m0) * s->ld + (j - s->n0) * s->spread;
     bool accumulate = p > 0 || !s->first || s->g->add, end = s->last && p + k >= s->depth;
-    if (column < s->in_place) {
-        b_step = s->g->term[0].b.rs, next = NULL;
-        b = tpi_matrix_at(&s->g->term[0].b, s->p + p, j);
-    }
-    s->tiling->panel(i1 - i, n, k, a, b, b_step, next, out, s->ld, accumulate);
+    s->tiling->panel(i1 - i, n, k, a, b, b_step, soon, out, s->ld, accumulate);
     if (end && (!s->direct || s->g->bias || s->g->activation))
         TPI_SIMD(gemm_finish)(s->g, i, j, i1 - i, n, out, s->ld);
+}
+
+/* The same by what is packed of the slab, or read in place. */
+static void pass_packed(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k,
+                        const float *a) {
+    int64_t width = s->tiling->columns, column = j - s->n0;
+    if (column < s->in_place) {
+        const tpi_matrix *b = &s->g->term[0].b;
+        pass(s, i, i1, j, p, k, a, tpi_matrix_at(b, s->p + p, j), b->rs, NULL);
+    } else {
+        const float *b = s->b + p * packed_columns(s) + (column - s->in_place) * k;
+        tpi_fetch next = {(const char *)(b + width * k), LINE_BYTES,
+                          width * k * (int64_t)sizeof *b / LINE_BYTES};
+        pass(s, i, i1, j, p, k, a, b, width, &next);
+    }
 }
 
 static void pass_block(const void *arg, int64_t index, int thread) {
@@ -172,8 +180,8 @@ static void pass_block(const void *arg, int64_t index, int thread) {
     int64_t p = 0;
     do {
         int64_t k = least(s->chunk, s->depth - p);
-        pack_left(s, s->p + p, k, i, i1 - i, a);
-        for (int64_t at = j; at < j1; at += s->tiling->columns) pass(s, i, i1, at, p, k, a);
+        pack(s, false, s->p + p, k, i, i1 - i, a);
+        for (int64_t at = j; at < j1; at += s->tiling->columns) pass_packed(s, i, i1, at, p, k, a);
         p += s->chunk;
     } while (p < s->depth);
 }
@@ -195,6 +203,37 @@ static void run_slab(tpi_threads *threads, slab *s) {
     run_tasks(threads, ceil_div(s->m1 - s->m0, s->rows) * s->across, pass_block, s);
 }
 
+/* ---- one slab, of a resident a ---- */
+
+/* Where a's first term finds the columns of b from j on. */
+static tpi_fetch columns_from(const slab *s, int64_t j) {
+    const tpi_matrix *b = &s->g->term[0].b;
+    int64_t size = dtype_size(b->dtype), k = s->g->term[0].k, n = least(s->tiling->columns, s->n1 - j);
+    if (n <= 0) return (tpi_fetch){0};
+    if (b->cs == 1) return (tpi_fetch){tpi_matrix_at(b, 0, j), b->rs * size, k};
+    return (tpi_fetch){tpi_matrix_at(b, 0, j), LINE_BYTES, b->rs == 1 ? b->cs * size * n / LINE_BYTES : 0};
+}
+
+/* The trick: what comes from far, b's next columns and the rows of c, is fetched while tiles are multiplied.
+ */
+static void run_resident(const slab *s) {
+    int64_t rows = s->m1 - s->m0, step = round_up(rows, s->tiling->rows), size = dtype_size(s->g->c_dtype);
+    for (int64_t p = 0; p < s->depth; p += s->chunk)
+        pack(s, false, s->p + p, least(s->chunk, s->depth - p), s->m0, rows, s->a + p * step);
+    for (int64_t j = s->n0; j < s->n1; j += s->tiling->columns) {
+        tpi_fetch soon[2] = {
+            columns_from(s, j + s->tiling->columns),
+            {(char *)s->g->c + (s->m0 * s->g->rs + j * s->g->cs) * size, s->g->rs * size, rows}};
+        int64_t p = 0;
+        do {
+            int64_t k = least(s->chunk, s->depth - p);
+            pack(s, true, s->p + p, k, j, least(s->tiling->columns, s->n1 - j), s->b);
+            pass(s, s->m0, s->m1, j, p, k, s->a + p * step, s->b, s->tiling->columns, soon);
+            p += s->chunk;
+        } while (p < s->depth);
+    }
+}
+
 /* ---- all of them ---- */
 
 /* How many of the first columns of b are read where they are. */
@@ -211,21 +250,26 @@ static void multiply(tpi_threads *threads, const tpi_gemm *g, const tpi_tiling *
     int64_t k = words_of(tiling, g);
     tpi_block_sizes size = fitting(tiling, threads ? tiling->together : tiling->alone, g->m, g->n, k);
     slab s = {.g = g, .tiling = tiling, .direct = g->c_dtype == TP_F32 && g->cs == 1, .a = scratch};
+    bool resident = tiling->resident && !threads, kept = !resident || k > size.depth;
     s.left = left_floats(tiling, size);
     s.b = s.a + s.left * (threads ? tpi_threads_count(threads) : 1);
-    int64_t rows = s.direct ? m1 - m0 : size.rows;
+    s.spread = s.direct || kept;
+    s.ld = s.direct ? g->rs : kept ? size.columns : tiling->columns;
+    int64_t rows = s.direct && !resident ? m1 - m0 : size.rows, columns = kept ? size.columns : n1 - n0;
     for (s.n0 = n0; s.n0 < n1; s.n0 = s.n1) {
-        s.n1 = least(s.n0 + size.columns, n1);
+        s.n1 = least(s.n0 + columns, n1);
         s.in_place = columns_in_place(g, m1 - m0, s.n1 - s.n0);
         for (s.m0 = m0; s.m0 < m1; s.m0 = s.m1) {
             s.m1 = least(s.m0 + rows, m1);
-            s.sums = s.direct ? (float *)g->c + s.m0 * g->rs + s.n0 : s.b + size.columns * size.depth;
-            s.ld = s.direct ? g->rs : size.columns;
+            s.sums = s.direct ? (float *)g->c + s.m0 * g->rs + s.n0 : s.b + right_floats(tiling, size);
             s.p = 0;
             do { /* an empty sum is a slab too */
                 s.depth = least(size.depth, k - s.p), s.chunk = even(s.depth, tiling->chunk, 16);
                 s.first = s.p == 0, s.last = s.p + s.depth >= k;
-                run_slab(threads, &s);
+                if (resident)
+                    run_resident(&s);
+                else
+                    run_slab(threads, &s);
                 s.p += s.depth;
             } while (s.p < k);
         }
@@ -253,7 +297,7 @@ void TPI_SIMD(gemm_block)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0,
         int64_t a = m0, b = m1;
         m0 = n0, m1 = n1, n0 = a, n1 = b;
     }
-    multiply(NULL, g, tiling_of(g), m0, m1, n0, n1, scratch);
+    multiply(NULL, g, TPI_SIMD(tiling_of)(g), m0, m1, n0, n1, scratch);
 }
 
 size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k) {
@@ -267,98 +311,13 @@ size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k) {
     return skinny > blocked ? skinny : blocked;
 }
 
-/* How the threads divide one product: `down` by `across` blocks. */
-typedef struct grid {
-    int64_t down, across, rows, columns;
-} grid;
-
-static grid divide(const tpi_tiling *t, int64_t m, int64_t n, int64_t parts) {
-    grid best = {0};
-    double least_cost = 0.0;
-    for (int64_t down = 1; down <= parts; down++) {
-        if (parts % down) continue;
-        grid g = {down, parts / down, 0, 0};
-        g.rows = round_up(ceil_div(m, down), t->rows),
-        g.columns = round_up(ceil_div(n, g.across), t->columns);
-        double cost = (double)g.rows * (double)g.columns + 8.0 * (double)(g.rows + g.columns);
-        if (best.down && cost >= least_cost) continue;
-        best = g, least_cost = cost;
-    }
-    return best;
+void TPI_SIMD(gemm_together)(tpi_threads *threads, const tpi_gemm *g, float *scratch) {
+    multiply(threads, g, TPI_SIMD(tiling_of)(g), 0, g->m, 0, g->n, scratch);
 }
 
-typedef struct batch_job {
-    const tpi_gemm *g;
-    grid grid;
-    int64_t per_piece;
-    void (*describe)(const void *arg, int64_t i, tpi_gemm *g);
-    const void *arg;
-    char *scratch;
-    size_t stride;
-} batch_job;
-
-static void run_items(void *arg, int64_t begin, int64_t end) {
-    const batch_job *job = arg;
-    int64_t blocks = job->grid.down * job->grid.across;
-    float *scratch = (float *)(void *)(job->scratch + job->stride * (size_t)(begin / job->per_piece));
-    for (int64_t item = begin; item < end; item++) {
-        tpi_gemm g = *job->g;
-        int64_t block = item % blocks, i = block / job->grid.across * job->grid.rows;
-        int64_t j = block % job->grid.across * job->grid.columns;
-        job->describe(job->arg, item / blocks, &g);
-        TPI_SIMD(gemm_block)
-        (&g, i, least(g.m, i + job->grid.rows), j, least(g.n, j + job->grid.columns), scratch);
-    }
-}
-
-#define SERIAL 6e4 /* multiplications that are done sooner than a second thread could begin */
-#define LARGE  4e6 /* that all threads share what is packed for */
-
-static int64_t steps_of(const tpi_gemm *g) {
-    return g->term[0].k + (g->terms == 2 ? g->term[1].k : 0);
-}
-static double work_of(const tpi_gemm *g) {
-    return (double)g->m * (double)g->n * (double)steps_of(g);
-}
-
-/* Products for which packing together pays: large, not slim, and too few for each thread to have its own. */
-static bool shared(const tpi_gemm *g, int64_t batch, int64_t count) {
-    int64_t slim = 3 * NR;
-    return tiling_of(g)->together.rows && (count == 1 || batch % count) && batch < 4 * count && g->m > slim &&
-           g->n > slim && work_of(g) > LARGE;
-}
-
-void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch,
-                          void (*describe)(const void *arg, int64_t i, tpi_gemm *g), const void *arg,
-                          float *scratch) {
-    int64_t count = tpi_threads_count(threads);
-    if (shared(g, batch, count)) {
-        for (int64_t i = 0; i < batch; i++) {
-            tpi_gemm item = *g;
-            describe(arg, i, &item);
-            multiply(threads, &item, tiling_of(g), 0, g->m, 0, g->n, scratch);
-        }
-        return;
-    }
-    bool serial = count == 1 || (double)batch * work_of(g) < SERIAL;
-    int64_t parts = serial || batch % count == 0 ? 1 : count;
-    batch_job job = {g,
-                     divide(tiling_of(g), g->m, g->n, parts),
-                     1,
-                     describe,
-                     arg,
-                     (char *)scratch,
-                     TPI_SIMD(gemm_scratch)(g->m, g->n, steps_of(g))};
-    int64_t items = batch * parts;
-    job.per_piece = serial ? items : ceil_div(items, count);
-    tpi_parallel_for(threads, items, job.per_piece, run_items, &job);
-}
-
-size_t TPI_SIMD(gemm_batch_scratch)(int64_t m, int64_t n, int64_t k, int threads) {
-    size_t each = TPI_SIMD(gemm_scratch)(m, n, k) * (size_t)threads;
-    for (int i = 0; i < TILINGS; i++) {
-        size_t all = sizeof(float) * (size_t)most_space(tilings[i], tilings[i]->together, m, n, k, threads);
-        if (all > each) each = all;
-    }
-    return each;
+size_t TPI_SIMD(gemm_together_scratch)(int64_t m, int64_t n, int64_t k, int threads) {
+    int64_t floats = 0;
+    for (int i = 0; i < TILINGS; i++)
+        floats = most(floats, most_space(tilings[i], tilings[i]->together, m, n, k, threads));
+    return sizeof(float) * (size_t)floats;
 }

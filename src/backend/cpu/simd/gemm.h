@@ -80,12 +80,27 @@ typedef struct tpi_block_sizes {
     int64_t rows, columns, depth;
 } tpi_block_sizes;
 
+/* Cache lines that will be wanted: so many, `stride` bytes apart. */
+typedef struct tpi_fetch {
+    const char *at;
+    int64_t stride, lines;
+} tpi_fetch;
+
+#define LINE_BYTES 64
+
+/* Fetches the next `n` lines of them to the second-level cache. */
+INLINE void fetch_lines(tpi_fetch *wanted, int64_t n) {
+    for (n = least(n, wanted->lines), wanted->lines -= n; n > 0; n--, wanted->at += wanted->stride)
+        __builtin_prefetch(wanted->at, 0, 2);
+}
+
 /* How operands are packed and multiplied. Panels hold words of 32 bits, each of them one step's f32 or two
  * steps' bf16: the driver counts words, so what fits a cache is the same for both. */
 typedef struct tpi_tiling {
     int64_t rows, columns; /* of a register tile, and so of panels of a and of b */
     int64_t block, chunk;  /* rows by words of a that stay in the second-level cache: whole panels */
-    tpi_block_sizes alone, together; /* of one thread's product; of all threads' */
+    tpi_block_sizes alone, together; /* of one thread's product; of all threads', or 0 */
+    bool resident;                   /* alone, a stays packed while panels of b come and go */
     int64_t unit; /* a term has a multiple of so many words; zeros stand behind its steps */
     int64_t (*words)(const tpi_term *term);
 
@@ -97,29 +112,36 @@ typedef struct tpi_tiling {
                    int64_t stride);
 
     /* c[rows, n] (row stride ldc; n ≤ columns) = or += panels of a · one of b, whose words stand b_step
-     * apart. What stands at `next`, a panel of as many words or NULL, is fetched. */
+     * apart. On the way the lines of `soon`, or NULL, are fetched. */
     void (*panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b, int64_t b_step,
-                  const float *next, float *c, int64_t ldc, bool accumulate);
+                  tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
 } tpi_tiling;
 
 #define GEMM_CHUNK 256
 #define GEMM_BLOCK (192 / MR * MR)
-#define GEMM_ALONE                                                                                           \
-    { 2 * GEMM_BLOCK, 512, 2 * GEMM_CHUNK }
-#define GEMM_TOGETHER                                                                                        \
-    { 4 * GEMM_BLOCK, 1024, 4 * GEMM_CHUNK }
+/* clang-format off */
+#define GEMM_ALONE    {2 * GEMM_BLOCK, 512, 2 * GEMM_CHUNK}
+#define GEMM_TOGETHER {4 * GEMM_BLOCK, 1024, 4 * GEMM_CHUNK}
+/* clang-format on */
+
+/* The product's tiling, by its dtypes. */
+const tpi_tiling *TPI_SIMD(tiling_of)(const tpi_gemm *g);
+
+/* All of g on all threads, which pack b together: its tiling must have sizes for that. */
+void TPI_SIMD(gemm_together)(tpi_threads *threads, const tpi_gemm *g, float *scratch);
+size_t TPI_SIMD(gemm_together_scratch)(int64_t m, int64_t n, int64_t k, int threads);
 
 /* For products of which one term is bf16 · bf16; operands of another term are any floats. */
 #if BF16_PRODUCTS
 extern const tpi_tiling TPI_SIMD(bf16_tiling);
 void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b,
-                          int64_t b_step, const float *next, float *c, int64_t ldc, bool accumulate);
+                          int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
 #endif
 
 /* What the f32 tiling is made of, and attention: blocks as f32, `rows` by `k` of a as [row / MR][k][MR], k by
  * `n` of b as [column / NR][k][NR]. (i0, j0) is the block's corner. */
 void TPI_SIMD(gemm_panel)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                          const float *next, float *c, int64_t ldc, bool accumulate);
+                          tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
 void TPI_SIMD(pack_a)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,
                       int64_t stride);
 void TPI_SIMD(pack_b)(const tpi_matrix *b, int64_t i0, int64_t j0, int64_t k, int64_t n, float *out,

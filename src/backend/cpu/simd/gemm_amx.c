@@ -7,13 +7,13 @@
 
 #if defined(BF16_TILES)
 
-#define SIDE (2 * TILE_ROWS)     /* of a block of sums */
-#define STEP (SIDE * TILE_WORDS) /* words of a panel in a step */
-#define LINE 16                  /* words of a cache line */
+#define SIDE  (2 * TILE_ROWS)     /* of a block of sums */
+#define STEP  (SIDE * TILE_WORDS) /* words of a panel in a step */
+#define FETCH 4                   /* lines that a step fetches: it lasts as long as they take */
 
-/* a [words / 16][32][16] · b [words][32]. Each step fetches so many lines from `next` on. */
-INLINE void block(int64_t words, const float *a, const float *b, const float *next, int64_t lines, float *c,
-                  int64_t ldc, bool accumulate) {
+/* a [words / 16][32][16] · b [words][32]. */
+INLINE void block(int64_t words, const float *a, const float *b, tpi_fetch *soon, float *c, int64_t ldc,
+                  bool accumulate) {
     float *right = c + TILE_WORDS, *below = c + TILE_ROWS * ldc, *last = below + TILE_WORDS;
     if (accumulate) {
         tile_load(0, c, ldc);
@@ -27,14 +27,14 @@ INLINE void block(int64_t words, const float *a, const float *b, const float *ne
         tile_zero(3);
     }
     for (; words > 0; words -= TILE_WORDS, a += STEP, b += STEP) {
-        for (int64_t i = 0; i < lines; i++, next += LINE) __builtin_prefetch(next, 0, 2);
+        if (soon->lines) fetch_lines(soon, FETCH);
         tile_stream(4, a, TILE_WORDS);
-        tile_load(6, b, SIDE);
-        tile_dot(0, 4, 6);
-        tile_load(7, b + TILE_WORDS, SIDE);
-        tile_dot(1, 4, 7);
         tile_stream(5, a + STEP / 2, TILE_WORDS);
+        tile_load(6, b, SIDE);
+        tile_load(7, b + TILE_WORDS, SIDE);
+        tile_dot(0, 4, 6);
         tile_dot(2, 5, 6);
+        tile_dot(1, 4, 7);
         tile_dot(3, 5, 7);
     }
     tile_store(0, c, ldc);
@@ -49,21 +49,20 @@ static void copy_block(int64_t rows, int64_t n, const float *from, int64_t from_
 }
 
 void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b,
-                          int64_t b_step, const float *next, float *c, int64_t ldc, bool accumulate) {
+                          int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc, bool accumulate) {
     float whole[SIDE * SIDE] = {0};
-    int64_t lines = next ? ceil_div(SIDE, ceil_div(rows, SIDE)) : 0,
-            fetched = words / TILE_WORDS * lines * LINE;
+    tpi_fetch none = {0};
     (void)b_step;
-    if (!next) next = b;
+    if (!soon) soon = &none;
     tiles_begin();
-    for (; rows > 0; rows -= SIDE, a += words * SIDE, c += SIDE * ldc, next += fetched) {
+    for (; rows > 0; rows -= SIDE, a += words * SIDE, c += SIDE * ldc) {
         if (rows >= SIDE && n == SIDE) {
-            block(words, a, b, next, lines, c, ldc, accumulate);
+            block(words, a, b, soon, c, ldc, accumulate);
             continue;
         }
         int64_t part = least(rows, SIDE);
         if (accumulate) copy_block(part, n, c, ldc, whole, SIDE);
-        block(words, a, b, next, lines, whole, SIDE, accumulate);
+        block(words, a, b, soon, whole, SIDE, accumulate);
         copy_block(part, n, whole, SIDE, c, ldc);
     }
     tiles_end();

@@ -145,9 +145,11 @@ const tpi_tiling TPI_SIMD(bf16_tiling) = {
     .rows = ROWS,
     .columns = COLUMNS,
     .chunk = GEMM_CHUNK,
-#if defined(BF16_TILES) /* the arithmetic is so fast that what one thread packs is no use to another */
-    .block = 256,
-    .alone = {512, 256, 4 * GEMM_CHUNK},
+#if defined(BF16_TILES) /* so fast that fetching what another thread has packed takes as long as packing it  \
+                         */
+    .block = 512,
+    .alone = {512, 512, 2 * GEMM_CHUNK},
+    .resident = true,
 #else
     .block = GEMM_BLOCK,
     .alone = GEMM_ALONE,

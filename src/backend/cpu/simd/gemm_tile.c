@@ -8,7 +8,6 @@
  * apart. */
 #include "backend/cpu/simd/gemm.h"
 
-#define LINE  16 /* floats of a cache line */
 #define AHEAD 12 /* steps from the fetching of a row of b to its use */
 
 enum { SINGLE, PAIR }; /* what a word is: an f32, or two bf16 */
@@ -92,49 +91,45 @@ typedef void tile_fn(int64_t n, int64_t k, const float *a, const float *b, int64
 #define TILES(kind, r) TILE(kind, r, 1) TILE(kind, r, 2)
 #define NAMES(kind, r) {tile_##kind##_##r##_1, tile_##kind##_##r##_2},
 
-#if MR > 6
-#define EACH_REST(X, kind)                                                                                   \
-    X(kind, 1)                                                                                               \
-    X(kind, 2)                                                                                               \
-    X(kind, 3)                                                                                               \
-    X(kind, 4) X(kind, 5) X(kind, 6) X(kind, 7) X(kind, 8) X(kind, 9) X(kind, 10) X(kind, 11) X(kind, 12)    \
-        X(kind, 13)
-#else
-#define EACH_REST(X, kind) X(kind, 1) X(kind, 2) X(kind, 3) X(kind, 4) X(kind, 5)
-#endif
-
 /* Tiles of fewer than MR rows, by rows - 1 and vectors - 1. */
 /* clang-format off */
+#define EACH_OF_5(X, kind) X(kind, 1) X(kind, 2) X(kind, 3) X(kind, 4) X(kind, 5)
+#if MR > 6
+#define EACH_REST(X, kind) EACH_OF_5(X, kind) X(kind, 6) X(kind, 7) X(kind, 8) X(kind, 9) X(kind, 10)        \
+    X(kind, 11) X(kind, 12) X(kind, 13)
+#else
+#define EACH_REST EACH_OF_5
+#endif
+
 EACH_REST(TILES, SINGLE)
 static tile_fn *const rest_single[MR - 1][2] = {EACH_REST(NAMES, SINGLE)};
 /* clang-format on */
 
 INLINE void panel(int kind, tile_fn *const rest[MR - 1][2], int vectors, int64_t rows, int64_t n, int64_t k,
-                  const float *a, const float *b, int64_t b_step, const float *next, float *c, int64_t ldc,
+                  const float *a, const float *b, int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc,
                   bool accumulate) {
-    int64_t lines = next ? k * NR / LINE : 0, share = ceil_div(lines * MR, rows), line = 0;
+    int64_t share = soon ? ceil_div(soon->lines * MR, rows) : 0;
     for (; rows >= MR; rows -= MR, a += MR * k, c += MR * ldc) {
-        for (int64_t end = least(lines, line + share); line < end; line++)
-            __builtin_prefetch(next + line * LINE, 0, 2);
+        if (soon) fetch_lines(soon, share);
         tile(kind, MR, vectors, n, k, a, b, b_step, c, ldc, accumulate);
     }
     if (rows) rest[rows - 1][vectors - 1](n, k, a, b, b_step, c, ldc, accumulate);
 }
 
 INLINE void panels(int kind, tile_fn *const rest[MR - 1][2], int64_t rows, int64_t n, int64_t k,
-                   const float *a, const float *b, int64_t b_step, const float *next, float *c, int64_t ldc,
+                   const float *a, const float *b, int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc,
                    bool accumulate) {
     if (n == NR)
-        panel(kind, rest, 2, rows, NR, k, a, b, b_step, next, c, ldc, accumulate);
+        panel(kind, rest, 2, rows, NR, k, a, b, b_step, soon, c, ldc, accumulate);
     else if (n > VW)
-        panel(kind, rest, 2, rows, n, k, a, b, b_step, next, c, ldc, accumulate);
+        panel(kind, rest, 2, rows, n, k, a, b, b_step, soon, c, ldc, accumulate);
     else
-        panel(kind, rest, 1, rows, n, k, a, b, b_step, next, c, ldc, accumulate);
+        panel(kind, rest, 1, rows, n, k, a, b, b_step, soon, c, ldc, accumulate);
 }
 
 void TPI_SIMD(gemm_panel)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                          const float *next, float *c, int64_t ldc, bool accumulate) {
-    panels(SINGLE, rest_single, rows, n, k, a, b, b_step, next, c, ldc, accumulate);
+                          tpi_fetch *soon, float *c, int64_t ldc, bool accumulate) {
+    panels(SINGLE, rest_single, rows, n, k, a, b, b_step, soon, c, ldc, accumulate);
 }
 
 #if defined(BF16_PAIRS)
@@ -145,8 +140,8 @@ static tile_fn *const rest_pair[MR - 1][2] = {EACH_REST(NAMES, PAIR)};
 /* clang-format on */
 
 void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b,
-                          int64_t b_step, const float *next, float *c, int64_t ldc, bool accumulate) {
-    panels(PAIR, rest_pair, rows, n, words, a, b, b_step, next, c, ldc, accumulate);
+                          int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc, bool accumulate) {
+    panels(PAIR, rest_pair, rows, n, words, a, b, b_step, soon, c, ldc, accumulate);
 }
 
 #endif
