@@ -39,7 +39,7 @@ static const tpi_tiling f32_tiling = {
     .words = f32_words,
     .pack_a = f32_pack_a,
     .pack_b = f32_pack_b,
-    .panel = TPI_SIMD(gemm_panel),
+    .panel = GEMM_PANEL,
 };
 
 static const tpi_tiling *const tilings[] = {

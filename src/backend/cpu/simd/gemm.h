@@ -139,9 +139,17 @@ void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a
 #endif
 
 /* What the f32 tiling is made of, and attention: blocks as f32, `rows` by `k` of a as [row / MR][k][MR], k by
- * `n` of b as [column / NR][k][NR]. (i0, j0) is the block's corner. */
-void TPI_SIMD(gemm_panel)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                          tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
+ * `n` of b as [column / NR][k][NR]. (i0, j0) is the block's corner. With bf16 products, panels are multiplied
+ * by the library that has the same vectors without them. */
+#if !BF16_PRODUCTS
+#define GEMM_PANEL TPI_SIMD(gemm_panel)
+#elif VW == 16
+#define GEMM_PANEL tpi_avx512_gemm_panel
+#else
+#define GEMM_PANEL tpi_avx2_gemm_panel
+#endif
+void GEMM_PANEL(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
+                tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
 void TPI_SIMD(pack_a)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,
                       int64_t stride);
 void TPI_SIMD(pack_b)(const tpi_matrix *b, int64_t i0, int64_t j0, int64_t k, int64_t n, float *out,
