@@ -205,30 +205,31 @@ static void run_slab(tpi_threads *threads, slab *s) {
 
 /* ---- one slab, of a resident a ---- */
 
-/* Where a's first term finds the columns of b from j on. */
-static tpi_fetch columns_from(const slab *s, int64_t j) {
-    const tpi_matrix *b = &s->g->term[0].b;
-    int64_t size = dtype_size(b->dtype), k = s->g->term[0].k, n = least(s->tiling->columns, s->n1 - j);
-    if (n <= 0) return (tpi_fetch){0};
-    if (b->cs == 1) return (tpi_fetch){tpi_matrix_at(b, 0, j), b->rs * size, k};
-    return (tpi_fetch){tpi_matrix_at(b, 0, j), LINE_BYTES, b->rs == 1 ? b->cs * size * n / LINE_BYTES : 0};
+/* Where the first term has the slab's steps of b's panel at column j, if they are lines of even distance. */
+static tpi_fetch panel_lines(const slab *s, int64_t j) {
+    const tpi_term *term = &s->g->term[0];
+    int64_t size = dtype_size(term->b.dtype), word = (int64_t)sizeof(float) / size; /* steps of one */
+    int64_t from = s->p * word, steps = least(term->k - from, s->depth * word);
+    int64_t n = least(s->tiling->columns, s->n1 - j);
+    if (n <= 0 || steps <= 0) return (tpi_fetch){0};
+    const void *at = tpi_matrix_at(&term->b, from, j);
+    if (term->b.cs == 1) return (tpi_fetch){at, term->b.rs * size, steps};
+    bool dense = term->b.rs == 1 && term->b.cs == steps;
+    return (tpi_fetch){at, LINE_BYTES, dense ? n * steps * size / LINE_BYTES : 0};
 }
 
-/* The trick: what comes from far, b's next columns and the rows of c, is fetched while tiles are multiplied.
- */
+/* The trick: the next panel of b, which may come from memory, is fetched while this one is multiplied. */
 static void run_resident(const slab *s) {
-    int64_t rows = s->m1 - s->m0, step = round_up(rows, s->tiling->rows), size = dtype_size(s->g->c_dtype);
+    int64_t rows = s->m1 - s->m0, padded = round_up(rows, s->tiling->rows), width = s->tiling->columns;
     for (int64_t p = 0; p < s->depth; p += s->chunk)
-        pack(s, false, s->p + p, least(s->chunk, s->depth - p), s->m0, rows, s->a + p * step);
-    for (int64_t j = s->n0; j < s->n1; j += s->tiling->columns) {
-        tpi_fetch soon[2] = {
-            columns_from(s, j + s->tiling->columns),
-            {(char *)s->g->c + (s->m0 * s->g->rs + j * s->g->cs) * size, s->g->rs * size, rows}};
+        pack(s, false, s->p + p, least(s->chunk, s->depth - p), s->m0, rows, s->a + p * padded);
+    for (int64_t j = s->n0; j < s->n1; j += width) {
+        tpi_fetch soon = panel_lines(s, j + width);
         int64_t p = 0;
         do {
             int64_t k = least(s->chunk, s->depth - p);
-            pack(s, true, s->p + p, k, j, least(s->tiling->columns, s->n1 - j), s->b);
-            pass(s, s->m0, s->m1, j, p, k, s->a + p * step, s->b, s->tiling->columns, soon);
+            pack(s, true, s->p + p, k, j, least(width, s->n1 - j), s->b);
+            pass(s, s->m0, s->m1, j, p, k, s->a + p * padded, s->b, width, &soon);
             p += s->chunk;
         } while (p < s->depth);
     }
@@ -250,7 +251,8 @@ static void multiply(tpi_threads *threads, const tpi_gemm *g, const tpi_tiling *
     int64_t k = words_of(tiling, g);
     tpi_block_sizes size = fitting(tiling, threads ? tiling->together : tiling->alone, g->m, g->n, k);
     slab s = {.g = g, .tiling = tiling, .direct = g->c_dtype == TP_F32 && g->cs == 1, .a = scratch};
-    bool resident = tiling->resident && !threads, kept = !resident || k > size.depth;
+    bool resident = tiling->resident && !threads;
+    bool kept = !resident || k > size.depth; /* sums of all columns, for a later task or slab */
     s.left = left_floats(tiling, size);
     s.b = s.a + s.left * (threads ? tpi_threads_count(threads) : 1);
     s.spread = s.direct || kept;

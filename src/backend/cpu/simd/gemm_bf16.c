@@ -141,12 +141,12 @@ static void pack_left(const tpi_term *term, int64_t i, int64_t w, int64_t rows, 
 
 #endif
 
+/* Tiles are so fast that fetching what another thread has packed takes as long as packing it. */
 const tpi_tiling TPI_SIMD(bf16_tiling) = {
     .rows = ROWS,
     .columns = COLUMNS,
     .chunk = GEMM_CHUNK,
-#if defined(BF16_TILES) /* so fast that fetching what another thread has packed takes as long as packing it  \
-                         */
+#if defined(BF16_TILES)
     .block = 512,
     .alone = {512, 512, 2 * GEMM_CHUNK},
     .resident = true,
