@@ -13,9 +13,10 @@ limits *limits_open(int threads);
 void limits_close(limits *l);
 int limits_threads(const limits *l);
 
-double limits_f32(limits *l); /* operations a second of independent f32 multiply-adds in registers */
-double
-limits_bf16(limits *l); /* the same of bf16 dot products; 0: the processor has no instruction for them */
+double limits_f32(limits *l);        /* operations a second of independent f32 multiply-adds in registers */
+double limits_bf16_pairs(limits *l); /* the same of bf16, by pairs of steps (AVX512_BF16); */
+double limits_bf16_tiles(limits *l); /* by tiles (AMX); 0: no instruction for them, or TP_ISA excludes it */
+double limits_bf16(limits *l);       /* the larger one */
 
 /* Bytes a second over a working set of `bytes` in all, a contiguous share a thread, warm where a cache holds
  * it. Copying counts what is read and what is written, half of the set each. At most LIMITS_MOST. */

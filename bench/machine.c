@@ -24,6 +24,10 @@ typedef struct level {
     double read, copy;
 } level;
 
+typedef struct rates {
+    double f32, pairs, tiles; /* operations a second */
+} rates;
+
 /* ---- cache sizes ---- */
 
 static int cache_text(int index, const char *what, char text[64]) {
@@ -98,28 +102,35 @@ static double median_bytes(limits *l, double (*measure)(limits *, size_t), size_
     return median_of(samples);
 }
 
-static void print_table(int threads, double f32, double bf16, double fork_join, const level *levels, int n) {
-    printf("| machine, %d thread%s | |\n|---|---|\n| f32 multiply-adds | %.0f GF/s |\n", threads,
-           threads == 1 ? "" : "s", f32 * 1e-9);
-    if (bf16 > 0)
-        printf("| bf16 dot products | %.0f GF/s |\n", bf16 * 1e-9);
+static void print_rate(const char *what, double rate) {
+    if (rate > 0)
+        printf("| %s | %.0f GF/s |\n", what, rate * 1e-9);
     else
-        printf("| bf16 dot products | no instruction for them |\n");
+        printf("| %s | no instruction for them |\n", what);
+}
+
+static void print_table(int threads, const rates *r, double fork_join, const level *levels, int n) {
+    printf("| machine, %d thread%s | |\n|---|---|\n", threads, threads == 1 ? "" : "s");
+    print_rate("f32 multiply-adds", r->f32);
+    print_rate("bf16 dot products of pairs", r->pairs);
+    print_rate("bf16 dot products of tiles", r->tiles);
     for (int i = 0; i < n; i++)
         printf("| %s, %zu KiB touched | read %.1f GB/s, copy %.1f GB/s |\n", levels[i].name,
                levels[i].set >> 10, levels[i].read * 1e-9, levels[i].copy * 1e-9);
     printf("| fork and join | %.0f ns |\n", fork_join * 1e9);
 }
 
-static int write_json(const char *path, int threads, double f32, double bf16, double fork_join,
-                      const level *levels, int n) {
+static int write_json(const char *path, int threads, const rates *r, double fork_join, const level *levels,
+                      int n) {
     FILE *file = fopen(path, "w");
     if (!file) {
         perror(path);
         return 1;
     }
-    fprintf(file, "{\"threads\": %d, \"f32\": %.6g, \"bf16\": %.6g, \"fork_join\": %.6g, \"levels\": [",
-            threads, f32, bf16, fork_join);
+    fprintf(file,
+            "{\"threads\": %d, \"f32\": %.6g, \"bf16\": %.6g, \"bf16_pairs\": %.6g, \"bf16_tiles\": %.6g, ",
+            threads, r->f32, r->tiles > r->pairs ? r->tiles : r->pairs, r->pairs, r->tiles);
+    fprintf(file, "\"fork_join\": %.6g, \"levels\": [", fork_join);
     for (int i = 0; i < n; i++)
         fprintf(file,
                 "%s\n  {\"name\": \"%s\", \"bytes\": %zu, \"set\": %zu, \"read\": %.6g, \"copy\": %.6g}",
@@ -131,14 +142,14 @@ static int write_json(const char *path, int threads, double f32, double bf16, do
 static int report(limits *l, const char *json) {
     level levels[MAX_LEVELS];
     int threads = limits_threads(l), n = find_levels(threads, levels);
-    double f32 = median(l, limits_f32), bf16 = median(l, limits_bf16),
-           fork_join = median(l, limits_fork_join);
+    const rates r = {median(l, limits_f32), median(l, limits_bf16_pairs), median(l, limits_bf16_tiles)};
+    double fork_join = median(l, limits_fork_join);
     for (int i = 0; i < n; i++) {
         levels[i].read = median_bytes(l, limits_read, levels[i].set);
         levels[i].copy = median_bytes(l, limits_copy, levels[i].set);
     }
-    print_table(threads, f32, bf16, fork_join, levels, n);
-    return json ? write_json(json, threads, f32, bf16, fork_join, levels, n) : 0;
+    print_table(threads, &r, fork_join, levels, n);
+    return json ? write_json(json, threads, &r, fork_join, levels, n) : 0;
 }
 
 /* ---- one figure at a time ---- */

@@ -152,17 +152,21 @@ static inline void check_kernel(trial *t, const tpi_kernel *kernel, int threads)
     tpi_threads_destroy(pool);
 }
 
+/* bf16 products by pairs and by tiles in plain C, so that their packing is tried on any processor. */
+extern const tpi_kernel_entry tpi_emulated_pairs_kernels[], tpi_emulated_tiles_kernels[];
+
 static inline bool has_isa(const char *isa) {
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    return strcmp(isa, "avx2") == 0
-               ? avx2
-               : avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                     __builtin_cpu_supports("avx512vl");
+    const char *const names[] = {"avx2", "avx512", "avx512_bf16", "amx"};
+    for (int i = 0; i < 4; i++)
+        if (strcmp(isa, names[i]) == 0) return (int)tpi_cpu_isa() >= TPI_ISA_AVX2 + i;
+    return tpi_cpu_isa() >= TPI_ISA_AVX2; /* emulated */
 }
 
 /* Fills the inputs, computes the reference, and compares each list's kernel. Returns how many accepted. */
 static inline int check(trial *t) {
-    const tpi_kernel_entry *lists[] = {tpi_avx512_kernels, tpi_avx2_kernels};
+    const tpi_kernel_entry *lists[] = {
+        tpi_amx_kernels,  tpi_avx512_bf16_kernels,    tpi_avx512_kernels,
+        tpi_avx2_kernels, tpi_emulated_tiles_kernels, tpi_emulated_pairs_kernels};
     const tpi_kernel *oracle = reference(&t->step);
     tpi_threads *one;
     int accepted = 0, n = t->step.n_in + t->step.n_out;

@@ -39,6 +39,13 @@ Test(ops, table_is_whole) {
 
 /* ---- kernels against the reference ---- */
 
+/* Of the largest value: kernels that multiply bf16 round the exponentials of linear_cross_entropy to it. */
+static double slack_of(const case_run *want) {
+    bool rounded = want->instance->from->op == TPI_LINEAR_CROSS_ENTROPY &&
+                   want->operands[0].dtype == TP_BF16 && want->operands[1].dtype == TP_BF16;
+    return rounded ? 0x1p-9 : 0;
+}
+
 static void check_kernel(const case_run *want, const tpi_kernel *kernel, tpi_threads *threads,
                          const case_variation *v) {
     case_run got;
@@ -50,7 +57,8 @@ static void check_kernel(const case_run *want, const tpi_kernel *kernel, tpi_thr
     case_run_vary(&got, v);
     if (case_run_kernel(&got, kernel, threads, &status)) {
         cr_assert_eq(status, TP_OK, "%s: %s failed: %s", label, kernel->name, tp_error_message());
-        cr_expect(case_run_equal(&got, want, 0, difference), "%s: %s %s", label, kernel->name, difference);
+        cr_expect(case_run_equal(&got, want, slack_of(want), difference), "%s: %s %s", label, kernel->name,
+                  difference);
         cr_expect(case_run_guards_hold(&got), "%s: %s wrote outside of its outputs", label, kernel->name);
         if (!shares)
             cr_expect(case_run_changed_input(&got, want) < 0, "%s: %s wrote into an input", label,

@@ -40,6 +40,53 @@ Test(simd, matmul_larger_than_blocks) {
     }
 }
 
+/* Products of bf16: steps that fill no pair, no tile; every orientation; rows an odd number of elements
+ * apart; more steps than a slab has. */
+Test(simd, matmul_bf16) {
+    const int64_t sizes[][3] = {{9, 1, 1},     {9, 2, 33},     {13, 3, 5},   {31, 31, 31},
+                                {32, 64, 32},  {33, 65, 66},   {47, 97, 1},  {70, 30, 99},
+                                {300, 63, 77}, {40, 2100, 50}, {20, 5000, 9}};
+    const int n = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < 4 * n; i++) {
+        int64_t m = sizes[i / 4][0], k = sizes[i / 4][1], w = sizes[i / 4][2], pad = i / 4 % 2;
+        trial t = {.tolerance = 1e-5 * sqrt((double)k + 1.0)};
+        t.operands[0] = strided(TP_BF16, DIMS(m, k), i & 1 ? SHAPE(1, m + pad) : SHAPE(k + pad, 1));
+        t.operands[1] = strided(TP_BF16, DIMS(k, w), i & 2 ? SHAPE(1, k + pad) : SHAPE(w + pad, 1));
+        t.operands[2] = dense(i & 1 ? TP_F32 : TP_BF16, DIMS(m, w));
+        begin(&t, TPI_MATMUL, 2, 1, NULL);
+        must(&t);
+    }
+    trial t = {.tolerance = 1e-4}; /* neither rows nor columns are contiguous */
+    t.operands[0] = strided(TP_BF16, DIMS(35, 41), SHAPE(3 * 41, 3));
+    t.operands[1] = strided(TP_BF16, DIMS(41, 37), SHAPE(2 * 37, 2));
+    t.operands[2] = dense(TP_F32, DIMS(35, 37));
+    begin(&t, TPI_MATMUL, 2, 1, NULL);
+    must(&t);
+}
+
+/* x, w and y are bf16, the adapter is or is not: its term is one of bf16, of high parts or of high and low
+ * ones. */
+Test(simd, linear_lora_bf16) {
+    const int64_t ranks[] = {1, 7, 8, 16, 33, 100},
+                  sizes[][3] = {{45, 300, 131}, {130, 33, 66}, {33, 1090, 35}};
+    for (int i = 0; i < 6 * 3 * 4; i++) {
+        tpi_attr_scalar attr = {0.5};
+        int64_t r = ranks[i % 6], rows = sizes[i / 6 % 3][0], in = sizes[i / 6 % 3][1],
+                out = sizes[i / 6 % 3][2];
+        tp_dtype adapter = i / 18 & 1 ? TP_BF16 : TP_F32;
+        bool turned = i / 18 & 2;
+        trial t = {.tolerance = 1e-3, .low = -1.0f, .high = 1.0f};
+        t.operands[0] = dense(TP_BF16, DIMS(rows, in));
+        t.operands[1] = strided(TP_BF16, DIMS(in, out), turned ? SHAPE(1, in) : NULL);
+        t.operands[2] = strided(adapter, DIMS(in, r), turned ? SHAPE(1, in) : NULL);
+        t.operands[3] = strided(adapter, DIMS(r, out), turned ? SHAPE(1, r) : NULL);
+        t.operands[4] = dense(TP_F32, DIMS(out));
+        t.operands[5] = dense(i & 1 ? TP_F32 : TP_BF16, DIMS(rows, out));
+        begin(&t, TPI_LINEAR_LORA, 5, 1, &attr);
+        must(&t);
+    }
+}
+
 Test(simd, matmul_batched) {
     trial t = {.tolerance = 1e-4};
     t.operands[0] =

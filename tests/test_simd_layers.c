@@ -30,6 +30,23 @@ Test(simd, cross_entropy) {
     }
 }
 
+/* bf16 by bf16: where such products are, exponentials are rounded to bf16 before they are multiplied by w. */
+Test(simd, linear_cross_entropy_bf16) {
+    const int64_t sizes[][3] = {{9, 37, 131}, {35, 20, 1}, {600, 5, 3}, {70, 65, 1100}};
+    for (int i = 0; i < 8; i++) {
+        tpi_attr_ignore attr = {1};
+        int64_t rows = sizes[i / 2][0], features = sizes[i / 2][1], n = sizes[i / 2][2];
+        trial t = {.ids = (int)n, .tolerance = 4e-3, .low = -1.0f, .high = 1.0f};
+        t.operands[0] = dense(TP_BF16, DIMS(rows, features));
+        t.operands[1] = strided(TP_BF16, DIMS(features, n), i & 1 ? SHAPE(1, features) : NULL);
+        t.operands[2] = dense(TP_I32, DIMS(rows));
+        t.operands[3] = t.operands[4] = dense(TP_F32, DIMS(rows));
+        t.operands[5] = dense(TP_F32, DIMS(rows, features));
+        begin(&t, TPI_LINEAR_CROSS_ENTROPY, 3, 3, &attr);
+        must(&t);
+    }
+}
+
 Test(simd, rope) {
     for (int i = 0; i < 12; i++) {
         tpi_attr_rope attr = {i & 1 ? TP_ROPE_HALF : TP_ROPE_INTERLEAVED, i & 2 ? 1 : 0};

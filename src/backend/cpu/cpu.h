@@ -21,12 +21,21 @@ extern const tpi_kernel_entry tpi_openblas_kernels[];
 
 /* Vector kernels; other processors use the two lists above. */
 #if defined(TAPER_CUSTOM_KERNELS) && defined(__x86_64__)
-extern const tpi_kernel_entry tpi_avx512_kernels[], tpi_avx2_kernels[];
+extern const tpi_kernel_entry tpi_amx_kernels[], tpi_avx512_bf16_kernels[], tpi_avx512_kernels[],
+    tpi_avx2_kernels[];
 #endif
 
-/* What a caller of the kernels may run: the best that the processor has, capped by TP_ISA ("avx512", "avx2",
- * "baseline"). AVX2 means AVX2, FMA and F16C; AVX-512 means F, BW, DQ and VL with all of AVX2's. */
-typedef enum tpi_isa { TPI_ISA_BASELINE, TPI_ISA_AVX2, TPI_ISA_AVX512 } tpi_isa;
+/* What a caller of the kernels may run: the best that the processor has, capped by TP_ISA ("amx",
+ * "avx512_bf16", "avx512", "avx2", "baseline"). AVX2 means AVX2, FMA and F16C; AVX-512 means F, BW, DQ and VL
+ * with all of AVX2's; AMX means tiles and their products of bf16 with all of AVX512_BF16's, and the system's
+ * leave. */
+typedef enum tpi_isa {
+    TPI_ISA_BASELINE,
+    TPI_ISA_AVX2,
+    TPI_ISA_AVX512,
+    TPI_ISA_AVX512_BF16,
+    TPI_ISA_AMX
+} tpi_isa;
 
 tpi_isa tpi_cpu_isa(void);
 

@@ -9,28 +9,55 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-static const char *const isa_names[] = {"baseline", "avx2", "avx512"};
+static const char *const isa_names[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static tpi_isa isa;
 static tpi_kernel_table table;
 
 #if defined(__x86_64__)
+
 static bool has_f16c(void) {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
-#endif
+
+static bool has_amx(void) {
+    const unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx_bf16) && (d & amx_tile);
+}
 
 static tpi_isa detect(void) {
-#if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx512 ? TPI_ISA_AVX512 : avx2 ? TPI_ISA_AVX2 : TPI_ISA_BASELINE;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c())
+        return TPI_ISA_BASELINE;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+        return TPI_ISA_AVX2;
+    if (!__builtin_cpu_supports("avx512bf16")) return TPI_ISA_AVX512;
+    return has_amx() ? TPI_ISA_AMX : TPI_ISA_AVX512_BF16;
+}
+
 #else
+
+static tpi_isa detect(void) {
     return TPI_ISA_BASELINE;
+}
+
+#endif
+
+/* Tiles are so large a part of a thread's state that the system wants to be asked, once for all threads. */
+static bool may_use_tiles(void) {
+#if defined(__linux__) && defined(__x86_64__)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
 #endif
 }
 
@@ -46,8 +73,9 @@ static tpi_isa capped(tpi_isa detected) {
 static void choose_lists(const tpi_kernel_entry *lists[]) {
     int n = 0;
 #if defined(TAPER_CUSTOM_KERNELS) && defined(__x86_64__)
-    if (isa >= TPI_ISA_AVX512) lists[n++] = tpi_avx512_kernels;
-    if (isa >= TPI_ISA_AVX2) lists[n++] = tpi_avx2_kernels;
+    const tpi_kernel_entry *const vectors[] = {NULL, tpi_avx2_kernels, tpi_avx512_kernels,
+                                               tpi_avx512_bf16_kernels, tpi_amx_kernels};
+    for (int i = (int)isa; i > TPI_ISA_BASELINE; i--) lists[n++] = vectors[i];
 #endif
     lists[n++] = tpi_openblas_kernels;
     lists[n++] = tpi_reference_pointwise;
@@ -61,8 +89,9 @@ static void choose_lists(const tpi_kernel_entry *lists[]) {
 }
 
 static void merge(void) {
-    const tpi_kernel_entry *lists[12];
+    const tpi_kernel_entry *lists[16];
     isa = capped(detect());
+    if (isa == TPI_ISA_AMX && !may_use_tiles()) isa = TPI_ISA_AVX512_BF16;
     choose_lists(lists);
     tpi_kernel_table_merge(&table, lists);
 }

@@ -107,8 +107,8 @@ static inline void scale_scores(const attention *p, int64_t b, int64_t h, int64_
 /* c [rows, n] (row stride ld) = or += packed a · packed b; panels of b are `pitch` floats apart. */
 static inline void panels_product(int64_t rows, int64_t n, int64_t k, const float *a, const float *b,
                                   int64_t pitch, float *c, int64_t ld, bool accumulate) {
-    for (int64_t j = 0; j < n; j += NR) TPI_SIMD(gemm_panel)
-    (rows, least(NR, n - j), k, a, b + j / NR * pitch, NR, NULL, c + j, ld, accumulate);
+    for (int64_t j = 0; j < n; j += NR)
+        GEMM_PANEL(rows, least(NR, n - j), k, a, b + j / NR * pitch, NR, NULL, c + j, ld, accumulate);
 }
 
 #endif

@@ -1,30 +1,67 @@
 /* The blocked matrix product: packed panels through the cache levels (Goto and van de Geijn 2008).
  *
  * Of b, a slab of steps is packed for a block of columns and stays in the outer cache. Tasks go through it
- * with BLOCK rows each, CHUNK steps at a time: these of a are packed for the second level, and of b one panel
- * at a time lives in the first while the tiles of all rows pass over it. The trick: the terms are one sum
- * over the steps of both, so that an adapter costs no second pass over c.
+ * with GEMM_BLOCK rows each, GEMM_CHUNK steps at a time: these of a are packed for the second level, and of b
+ * one panel at a time lives in the first while the tiles of all rows pass over it. The trick: the terms are
+ * one sum over the steps of both, so that an adapter costs no second pass over c.
  *
  * For one large product all threads pack b and take tasks as they are free; small products are divided
- * beforehand. Each element is summed in the same order either way. */
+ * beforehand. Each element is summed in the same order either way. Where the arithmetic is faster than
+ * memory, it is a that stays packed, and each panel of b is packed when its turn comes. */
 #include "backend/cpu/simd/gemm.h"
 #include "backend/cpu/simd/tasks.h"
 
-#define CHUNK  256
-#define BLOCK  (192 / MR * MR)
 #define THIN   (3 * MR) /* up to so many rows, b is read in place if its rows are contiguous f32 */
 #define PANELS 4        /* packed by one task */
 
-/* What is kept at a time: a slab of b, depth by columns, and rows of sums where they are not kept in c. */
-typedef struct sizes {
-    int64_t rows, columns, depth;
-} sizes;
+/* ---- tilings ---- */
 
-static const sizes together = {4 * BLOCK, 1024, 4 * CHUNK}, alone = {2 * BLOCK, 512, 2 * CHUNK};
-
-static int64_t steps_of(const tpi_gemm *g) {
-    return g->term[0].k + (g->terms == 2 ? g->term[1].k : 0);
+static int64_t f32_words(const tpi_term *term) {
+    return term->k;
 }
+static void f32_pack_a(const tpi_term *term, int64_t i, int64_t w, int64_t rows, int64_t words, float *out,
+                       int64_t stride) {
+    TPI_SIMD(pack_a)(&term->a, i, w, rows, words, out, stride);
+}
+static void f32_pack_b(const tpi_term *term, int64_t w, int64_t j, int64_t words, int64_t n, float *out,
+                       int64_t stride) {
+    TPI_SIMD(pack_b)(&term->b, w, j, words, n, out, stride);
+}
+
+static const tpi_tiling f32_tiling = {
+    .rows = MR,
+    .columns = NR,
+    .block = GEMM_BLOCK,
+    .chunk = GEMM_CHUNK,
+    .alone = GEMM_ALONE,
+    .together = GEMM_TOGETHER,
+    .unit = 1,
+    .words = f32_words,
+    .pack_a = f32_pack_a,
+    .pack_b = f32_pack_b,
+    .panel = GEMM_PANEL,
+};
+
+static const tpi_tiling *const tilings[] = {
+    &f32_tiling,
+#if BF16_PRODUCTS
+    &TPI_SIMD(bf16_tiling),
+#endif
+};
+#define TILINGS (int)(sizeof tilings / sizeof *tilings)
+
+const tpi_tiling *TPI_SIMD(tiling_of)(const tpi_gemm *g) {
+    const tpi_term *first = g->term;
+    return tilings[first->a.dtype == TP_BF16 && first->b.dtype == TP_BF16 ? TILINGS - 1 : 0];
+}
+
+static int64_t words_of(const tpi_tiling *t, const tpi_gemm *g) {
+    int64_t words = 0;
+    for (int i = 0; i < g->terms; i++) words += t->words(&g->term[i]);
+    return words;
+}
+
+/* ---- sizes ---- */
 
 /* The size of n's equal pieces, whole units of at most `limit`. */
 static int64_t even(int64_t n, int64_t limit, int64_t unit) {
@@ -32,57 +69,33 @@ static int64_t even(int64_t n, int64_t limit, int64_t unit) {
     return most(unit, round_up(ceil_div(n, pieces), unit));
 }
 
-static sizes fitting(sizes s, int64_t m, int64_t n, int64_t k) {
-    return (sizes){even(m, s.rows, MR), even(n, s.columns, NR), even(k, s.depth, 8)};
+static tpi_block_sizes fitting(const tpi_tiling *t, tpi_block_sizes s, int64_t m, int64_t n, int64_t words) {
+    return (tpi_block_sizes){even(m, s.rows, t->rows), even(n, s.columns, t->columns),
+                             even(words, s.depth, 16)};
 }
 
 /* Floats of scratch: of a for each thread, then b, then the sums. */
-static int64_t left_floats(sizes s) {
-    return round_up(least(BLOCK, s.rows) * least(CHUNK, s.depth), 16);
+static int64_t left_floats(const tpi_tiling *t, tpi_block_sizes s) {
+    int64_t depth = t->resident ? s.depth : least(t->chunk, s.depth);
+    return round_up(least(t->block, s.rows) * depth, 16);
 }
-static int64_t space_of(sizes s, int64_t threads) {
-    return threads * left_floats(s) + s.columns * s.depth + s.rows * s.columns;
+static int64_t right_floats(const tpi_tiling *t, tpi_block_sizes s) {
+    return t->resident ? t->columns * t->chunk : s.columns * s.depth;
 }
-
-static vf bias_of(const tpi_gemm *g, int64_t j, int64_t n) {
-    return v_get(g->bias, g->bias_dtype, j, n);
-}
-
-vf TPI_SIMD(activate)(int op, vf x) {
-    switch (op) {
-    case TPI_RELU:
-        return v_max(v_set(0.0f), x);
-    case TPI_SILU:
-        return v_silu(x);
-    case TPI_GELU:
-        return v_gelu(x);
-    case TPI_GELU_TANH:
-        return v_gelu_tanh(x);
-    case TPI_TANH:
-        return v_tanh(x);
-    case TPI_SIGMOID:
-        return v_sigmoid(x);
-    default:
-        return x;
-    }
+static int64_t space_of(const tpi_tiling *t, tpi_block_sizes s, int64_t threads) {
+    return threads * left_floats(t, s) + right_floats(t, s) + s.rows * s.columns;
 }
 
-void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i0, int64_t j0, int64_t rows, int64_t n,
-                           const float *src, int64_t ld) {
-    for (int64_t i = 0; i < rows; i++, src += ld) {
-        char *row = (char *)g->c + ((i0 + i) * g->rs + j0 * g->cs) * dtype_size(g->c_dtype);
-        if (g->cs != 1) { /* c is written transposed: only bare products are */
-            for (int64_t j = 0; j < n; j++) tpi_store_f32(row, (tp_dtype)g->c_dtype, j * g->cs, src[j]);
-            continue;
-        }
-        for (int64_t j = 0; j < n; j += VW) {
-            int64_t part = least(VW, n - j);
-            vf x = v_load_n(src + j, part);
-            if (g->bias) x = x + bias_of(g, j0 + j, part);
-            if (g->activation) x = TPI_SIMD(activate)(g->activation, x);
-            v_put(row, g->c_dtype, j, x, part);
-        }
-    }
+/* Enough for every product of up to this shape: what fits it may be larger than what fits a larger one. */
+static int64_t most_space(const tpi_tiling *t, tpi_block_sizes s, int64_t m, int64_t n, int64_t k,
+                          int64_t threads) {
+    const tpi_matrix f32 = {.dtype = TP_F32};
+    const tpi_term term = {f32, f32, k};
+    int64_t words = t->words(&term) + t->unit; /* two terms are padded twice */
+    s.rows = least(round_up(s.rows, t->rows), round_up(m, t->rows));
+    s.columns = least(round_up(s.columns, t->columns), round_up(n, t->columns));
+    s.depth = least(s.depth, round_up(words, 16));
+    return space_of(t, s, threads);
 }
 
 /* ---- one slab ---- */
@@ -90,62 +103,73 @@ void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i0, int64_t j0, int64_t ro
 /* Steps [p, p + depth) of the part of c between (m0, n0) and (m1, n1). */
 typedef struct slab {
     const tpi_gemm *g;
+    const tpi_tiling *tiling;
     int64_t m0, m1, n0, n1, p, depth, chunk;
     bool first, last, direct; /* direct: the sums are kept in c */
-    float *a, *b, *sums;      /* packed; sums of (m0, n0) on, rows `ld` apart */
+    float *a, *b, *sums;      /* packed; sums of (m0, n0) on, rows `ld` apart, */
+    int64_t spread;           /* columns 1 apart; or 0: a panel's sums in the place of the last one's */
     int64_t left, ld;         /* left: floats of a thread's a */
     int64_t in_place;         /* so many of the first columns, whole panels, are read where they are */
     int64_t rows, columns;    /* of a task, */
     int64_t across;           /* and so many tasks side by side */
 } slab;
 
-/* Packs the steps [p, p + k) of rows of a: the terms' steps stand one after the other. */
-static void pack_left(const tpi_gemm *g, int64_t p, int64_t k, int64_t i, int64_t rows, float *out) {
-    int64_t start = 0;
-    for (int t = 0; t < g->terms; start += g->term[t++].k) {
-        int64_t from = most(p, start), to = least(p + k, start + g->term[t].k);
+/* Packs the words [p, p + k) of a's rows or b's columns: the terms' words stand one after the other. */
+static void pack(const slab *s, bool right, int64_t p, int64_t k, int64_t line, int64_t lines, float *out) {
+    const tpi_tiling *t = s->tiling;
+    const tpi_term *term = s->g->term;
+    for (int64_t start = 0, end; term < s->g->term + s->g->terms; start = end, term++) {
+        end = start + t->words(term);
+        int64_t from = most(p, start), to = least(p + k, end);
         if (from >= to) continue;
-        TPI_SIMD(pack_a)(&g->term[t].a, i, from - start, rows, to - from, out + (from - p) * MR, MR * k);
-    }
-}
-
-static void pack_right(const tpi_gemm *g, int64_t p, int64_t k, int64_t j, int64_t n, float *out) {
-    int64_t start = 0;
-    for (int t = 0; t < g->terms; start += g->term[t++].k) {
-        int64_t from = most(p, start), to = least(p + k, start + g->term[t].k);
-        if (from >= to) continue;
-        TPI_SIMD(pack_b)(&g->term[t].b, from - start, j, to - from, n, out + (from - p) * NR, NR * k);
+        if (right)
+            t->pack_b(term, from - start, line, to - from, lines, out + (from - p) * t->columns,
+                      t->columns * k);
+        else
+            t->pack_a(term, line, from - start, lines, to - from, out + (from - p) * t->rows, t->rows * k);
     }
 }
 
 /* Of a chunk, panel stands behind panel. */
 static int64_t packed_columns(const slab *s) {
-    return round_up(s->n1 - s->n0 - s->in_place, NR);
+    return round_up(s->n1 - s->n0 - s->in_place, s->tiling->columns);
 }
 
 static void pack_panels(const void *arg, int64_t i, int thread) {
     const slab *s = arg;
-    int64_t j = i * PANELS * NR, from = s->n0 + s->in_place + j, n = least(PANELS * NR, s->n1 - from);
+    int64_t width = PANELS * s->tiling->columns, j = i * width, from = s->n0 + s->in_place + j;
+    int64_t n = least(width, s->n1 - from);
     (void)thread;
     for (int64_t p = 0; p < s->depth; p += s->chunk) {
         int64_t k = least(s->chunk, s->depth - p);
-        pack_right(s->g, s->p + p, k, from, n, s->b + p * packed_columns(s) + j * k);
+        pack(s, true, s->p + p, k, from, n, s->b + p * packed_columns(s) + j * k);
     }
 }
 
-/* Steps [p, p + k) of the slab: rows [i, i1), packed in a, by one panel of b at column j. */
-static void pass(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k, const float *a) {
-    int64_t n = least(NR, s->n1 - j), column = j - s->n0, b_step = NR;
-    const float *b = s->b + p * packed_columns(s) + (column - s->in_place) * k, *next = b + NR * k;
-    float *out = s->sums + (i - s->m0) * s->ld + column;
+/* Steps [p, p + k) of the slab: rows [i, i1), packed in a, by a panel of b at column j. */
+static void pass(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k, const float *a,
+                 const float *b, int64_t b_step, tpi_fetch *soon) {
+    int64_t n = least(s->tiling->columns, s->n1 - j);
+    float *out = s->sums + (i - s->m0) * s->ld + (j - s->n0) * s->spread;
     bool accumulate = p > 0 || !s->first || s->g->add, end = s->last && p + k >= s->depth;
-    if (column < s->in_place) {
-        b_step = s->g->term[0].b.rs, next = NULL;
-        b = tpi_matrix_at(&s->g->term[0].b, s->p + p, j);
-    }
-    TPI_SIMD(gemm_panel)(i1 - i, n, k, a, b, b_step, next, out, s->ld, accumulate);
+    s->tiling->panel(i1 - i, n, k, a, b, b_step, soon, out, s->ld, accumulate);
     if (end && (!s->direct || s->g->bias || s->g->activation))
         TPI_SIMD(gemm_finish)(s->g, i, j, i1 - i, n, out, s->ld);
+}
+
+/* The same by what is packed of the slab, or read in place. */
+static void pass_packed(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k,
+                        const float *a) {
+    int64_t width = s->tiling->columns, column = j - s->n0;
+    if (column < s->in_place) {
+        const tpi_matrix *b = &s->g->term[0].b;
+        pass(s, i, i1, j, p, k, a, tpi_matrix_at(b, s->p + p, j), b->rs, NULL);
+    } else {
+        const float *b = s->b + p * packed_columns(s) + (column - s->in_place) * k;
+        tpi_fetch next = {(const char *)(b + width * k), LINE_BYTES,
+                          width * k * (int64_t)sizeof *b / LINE_BYTES};
+        pass(s, i, i1, j, p, k, a, b, width, &next);
+    }
 }
 
 static void pass_block(const void *arg, int64_t index, int thread) {
@@ -156,26 +180,59 @@ static void pass_block(const void *arg, int64_t index, int thread) {
     int64_t p = 0;
     do {
         int64_t k = least(s->chunk, s->depth - p);
-        pack_left(s->g, s->p + p, k, i, i1 - i, a);
-        for (int64_t at = j; at < j1; at += NR) pass(s, i, i1, at, p, k, a);
+        pack(s, false, s->p + p, k, i, i1 - i, a);
+        for (int64_t at = j; at < j1; at += s->tiling->columns) pass_packed(s, i, i1, at, p, k, a);
         p += s->chunk;
     } while (p < s->depth);
 }
 
 /* Tasks of whole tiles, as many as keep all threads busy. */
 static void divide_slab(slab *s, int64_t threads) {
-    int64_t m = s->m1 - s->m0, n = s->n1 - s->n0, down = ceil_div(m, BLOCK);
-    if (m >= threads * 8 * MR) down = round_up(down, threads);
-    s->rows = even(ceil_div(m, down), BLOCK, MR);
+    const tpi_tiling *t = s->tiling;
+    int64_t m = s->m1 - s->m0, n = s->n1 - s->n0, down = ceil_div(m, t->block);
+    if (m >= threads * 8 * t->rows) down = round_up(down, threads);
+    s->rows = even(ceil_div(m, down), t->block, t->rows);
     int64_t wanted = threads > 1 ? ceil_div(4 * threads, down) : 1;
-    s->columns = even(ceil_div(n, least(wanted, most(1, n / (8 * NR)))), n, NR);
+    s->columns = even(ceil_div(n, least(wanted, most(1, n / (8 * t->columns)))), n, t->columns);
     s->across = ceil_div(n, s->columns);
 }
 
 static void run_slab(tpi_threads *threads, slab *s) {
-    run_tasks(threads, ceil_div(s->n1 - s->n0 - s->in_place, PANELS * NR), pack_panels, s);
+    run_tasks(threads, ceil_div(s->n1 - s->n0 - s->in_place, PANELS * s->tiling->columns), pack_panels, s);
     divide_slab(s, threads ? tpi_threads_count(threads) : 1);
     run_tasks(threads, ceil_div(s->m1 - s->m0, s->rows) * s->across, pass_block, s);
+}
+
+/* ---- one slab, of a resident a ---- */
+
+/* Where the first term has the slab's steps of b's panel at column j, if they are lines of even distance. */
+static tpi_fetch panel_lines(const slab *s, int64_t j) {
+    const tpi_term *term = &s->g->term[0];
+    int64_t size = dtype_size(term->b.dtype), word = (int64_t)sizeof(float) / size; /* steps of one */
+    int64_t from = s->p * word, steps = least(term->k - from, s->depth * word);
+    int64_t n = least(s->tiling->columns, s->n1 - j);
+    if (n <= 0 || steps <= 0) return (tpi_fetch){0};
+    const void *at = tpi_matrix_at(&term->b, from, j);
+    if (term->b.cs == 1) return (tpi_fetch){at, term->b.rs * size, steps};
+    bool dense = term->b.rs == 1 && term->b.cs == steps;
+    return (tpi_fetch){at, LINE_BYTES, dense ? n * steps * size / LINE_BYTES : 0};
+}
+
+/* The trick: the next panel of b, which may come from memory, is fetched while this one is multiplied. */
+static void run_resident(const slab *s) {
+    int64_t rows = s->m1 - s->m0, padded = round_up(rows, s->tiling->rows), width = s->tiling->columns;
+    for (int64_t p = 0; p < s->depth; p += s->chunk)
+        pack(s, false, s->p + p, least(s->chunk, s->depth - p), s->m0, rows, s->a + p * padded);
+    for (int64_t j = s->n0; j < s->n1; j += width) {
+        tpi_fetch soon = panel_lines(s, j + width);
+        int64_t p = 0;
+        do {
+            int64_t k = least(s->chunk, s->depth - p);
+            pack(s, true, s->p + p, k, j, least(width, s->n1 - j), s->b);
+            pass(s, s->m0, s->m1, j, p, k, s->a + p * padded, s->b, width, &soon);
+            p += s->chunk;
+        } while (p < s->depth);
+    }
 }
 
 /* ---- all of them ---- */
@@ -187,26 +244,34 @@ static int64_t columns_in_place(const tpi_gemm *g, int64_t rows, int64_t columns
     return so ? columns / NR * NR : 0;
 }
 
-/* Rows [m0, m1) by columns [n0, n1), in blocks of the sizes; on all threads, or in this one if there are
- * none. */
-static void multiply(tpi_threads *threads, const tpi_gemm *g, sizes size, int64_t m0, int64_t m1, int64_t n0,
-                     int64_t n1, float *scratch) {
-    int64_t k = steps_of(g);
-    slab s = {.g = g, .direct = g->c_dtype == TP_F32 && g->cs == 1, .a = scratch, .left = left_floats(size)};
+/* Rows [m0, m1) by columns [n0, n1), in blocks of at most these sizes; on all threads, or in this one if
+ * there are none. */
+static void multiply(tpi_threads *threads, const tpi_gemm *g, const tpi_tiling *tiling, int64_t m0,
+                     int64_t m1, int64_t n0, int64_t n1, float *scratch) {
+    int64_t k = words_of(tiling, g);
+    tpi_block_sizes size = fitting(tiling, threads ? tiling->together : tiling->alone, g->m, g->n, k);
+    slab s = {.g = g, .tiling = tiling, .direct = g->c_dtype == TP_F32 && g->cs == 1, .a = scratch};
+    bool resident = tiling->resident && !threads;
+    bool kept = !resident || k > size.depth; /* sums of all columns, for a later task or slab */
+    s.left = left_floats(tiling, size);
     s.b = s.a + s.left * (threads ? tpi_threads_count(threads) : 1);
-    int64_t rows = s.direct ? m1 - m0 : size.rows;
+    s.spread = s.direct || kept;
+    s.ld = s.direct ? g->rs : kept ? size.columns : tiling->columns;
+    int64_t rows = s.direct && !resident ? m1 - m0 : size.rows, columns = kept ? size.columns : n1 - n0;
     for (s.n0 = n0; s.n0 < n1; s.n0 = s.n1) {
-        s.n1 = least(s.n0 + size.columns, n1);
+        s.n1 = least(s.n0 + columns, n1);
         s.in_place = columns_in_place(g, m1 - m0, s.n1 - s.n0);
         for (s.m0 = m0; s.m0 < m1; s.m0 = s.m1) {
             s.m1 = least(s.m0 + rows, m1);
-            s.sums = s.direct ? (float *)g->c + s.m0 * g->rs + s.n0 : s.b + size.columns * size.depth;
-            s.ld = s.direct ? g->rs : size.columns;
+            s.sums = s.direct ? (float *)g->c + s.m0 * g->rs + s.n0 : s.b + right_floats(tiling, size);
             s.p = 0;
             do { /* an empty sum is a slab too */
-                s.depth = least(size.depth, k - s.p), s.chunk = even(s.depth, CHUNK, 8);
+                s.depth = least(size.depth, k - s.p), s.chunk = even(s.depth, tiling->chunk, 16);
                 s.first = s.p == 0, s.last = s.p + s.depth >= k;
-                run_slab(threads, &s);
+                if (resident)
+                    run_resident(&s);
+                else
+                    run_slab(threads, &s);
                 s.p += s.depth;
             } while (s.p < k);
         }
@@ -234,101 +299,27 @@ void TPI_SIMD(gemm_block)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0,
         int64_t a = m0, b = m1;
         m0 = n0, m1 = n1, n0 = a, n1 = b;
     }
-    multiply(NULL, g, fitting(alone, g->m, g->n, steps_of(g)), m0, m1, n0, n1, scratch);
+    multiply(NULL, g, TPI_SIMD(tiling_of)(g), m0, m1, n0, n1, scratch);
 }
 
 size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k) {
-    int64_t floats = most(space_of(fitting(alone, m, n, k), 1), space_of(fitting(alone, n, m, k), 1));
+    int64_t floats = 0;
+    for (int i = 0; i < TILINGS; i++) {
+        floats = most(floats, most_space(tilings[i], tilings[i]->alone, m, n, k, 1));
+        floats = most(floats, most_space(tilings[i], tilings[i]->alone, n, m, k, 1));
+    }
     size_t blocked = sizeof(float) * (size_t)round_up(floats, 16); /* whole cache lines */
     size_t skinny = TPI_SIMD(gemm_skinny_scratch)(m, n, k);
     return skinny > blocked ? skinny : blocked;
 }
 
-/* How the threads divide one product: `down` by `across` blocks. */
-typedef struct grid {
-    int64_t down, across, rows, columns;
-} grid;
-
-static grid divide(int64_t m, int64_t n, int64_t parts) {
-    grid best = {0};
-    double least_cost = 0.0;
-    for (int64_t down = 1; down <= parts; down++) {
-        if (parts % down) continue;
-        grid g = {down, parts / down, 0, 0};
-        g.rows = round_up(ceil_div(m, down), MR), g.columns = round_up(ceil_div(n, g.across), NR);
-        double cost = (double)g.rows * (double)g.columns + 8.0 * (double)(g.rows + g.columns);
-        if (best.down && cost >= least_cost) continue;
-        best = g, least_cost = cost;
-    }
-    return best;
+void TPI_SIMD(gemm_together)(tpi_threads *threads, const tpi_gemm *g, float *scratch) {
+    multiply(threads, g, TPI_SIMD(tiling_of)(g), 0, g->m, 0, g->n, scratch);
 }
 
-typedef struct batch_job {
-    const tpi_gemm *g;
-    grid grid;
-    int64_t per_piece;
-    void (*describe)(const void *arg, int64_t i, tpi_gemm *g);
-    const void *arg;
-    char *scratch;
-    size_t stride;
-} batch_job;
-
-static void run_items(void *arg, int64_t begin, int64_t end) {
-    const batch_job *job = arg;
-    int64_t blocks = job->grid.down * job->grid.across;
-    float *scratch = (float *)(void *)(job->scratch + job->stride * (size_t)(begin / job->per_piece));
-    for (int64_t item = begin; item < end; item++) {
-        tpi_gemm g = *job->g;
-        int64_t block = item % blocks, i = block / job->grid.across * job->grid.rows;
-        int64_t j = block % job->grid.across * job->grid.columns;
-        job->describe(job->arg, item / blocks, &g);
-        TPI_SIMD(gemm_block)
-        (&g, i, least(g.m, i + job->grid.rows), j, least(g.n, j + job->grid.columns), scratch);
-    }
-}
-
-#define SERIAL 6e4 /* multiplications that are done sooner than a second thread could begin */
-#define LARGE  4e6 /* that all threads share what is packed for */
-
-static double work_of(const tpi_gemm *g) {
-    return (double)g->m * (double)g->n * (double)steps_of(g);
-}
-
-/* Products for which packing together pays: large, not slim, and too few for each thread to have its own. */
-static bool shared(const tpi_gemm *g, int64_t batch, int64_t count) {
-    int64_t slim = 3 * NR;
-    return (count == 1 || batch % count) && batch < 4 * count && g->m > slim && g->n > slim &&
-           work_of(g) > LARGE;
-}
-
-void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch,
-                          void (*describe)(const void *arg, int64_t i, tpi_gemm *g), const void *arg,
-                          float *scratch) {
-    int64_t count = tpi_threads_count(threads), k = steps_of(g);
-    if (shared(g, batch, count)) {
-        for (int64_t i = 0; i < batch; i++) {
-            tpi_gemm item = *g;
-            describe(arg, i, &item);
-            multiply(threads, &item, fitting(together, g->m, g->n, k), 0, g->m, 0, g->n, scratch);
-        }
-        return;
-    }
-    bool serial = count == 1 || (double)batch * work_of(g) < SERIAL;
-    int64_t parts = serial || batch % count == 0 ? 1 : count;
-    batch_job job = {g,
-                     divide(g->m, g->n, parts),
-                     1,
-                     describe,
-                     arg,
-                     (char *)scratch,
-                     TPI_SIMD(gemm_scratch)(g->m, g->n, k)};
-    int64_t items = batch * parts;
-    job.per_piece = serial ? items : ceil_div(items, count);
-    tpi_parallel_for(threads, items, job.per_piece, run_items, &job);
-}
-
-size_t TPI_SIMD(gemm_batch_scratch)(int64_t m, int64_t n, int64_t k, int threads) {
-    size_t each = TPI_SIMD(gemm_scratch)(m, n, k) * (size_t)threads;
-    size_t all = sizeof(float) * (size_t)space_of(fitting(together, m, n, k), threads);
-    return all > each ? all : each;
+size_t TPI_SIMD(gemm_together_scratch)(int64_t m, int64_t n, int64_t k, int threads) {
+    int64_t floats = 0;
+    for (int i = 0; i < TILINGS; i++)
+        floats = most(floats, most_space(tilings[i], tilings[i]->together, m, n, k, threads));
+    return sizeof(float) * (size_t)floats;
 }

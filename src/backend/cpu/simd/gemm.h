@@ -7,7 +7,7 @@
 #define TAPER_SIMD_GEMM_H
 
 #include "backend/backend.h"
-#include "backend/cpu/simd/vec.h"
+#include "backend/cpu/simd/bf16.h"
 
 /* The register tile: MR rows by NR columns, chosen so that accumulators, two vectors of b and one of a fill
  * the register file. */
@@ -42,8 +42,8 @@ typedef struct tpi_gemm {
     bool add;       /* c += a·b: c is f32 with cs = 1, and there is no bias, no activation */
 } tpi_gemm;
 
-/* Bytes of scratch that one thread needs for a product of up to this shape, whatever the operands' strides.
- */
+/* Bytes of scratch that one thread needs for a product of up to this shape, whatever the operands' strides
+ * and dtypes. */
 size_t TPI_SIMD(gemm_scratch)(int64_t m, int64_t n, int64_t k);
 
 /* Computes rows [m0, m1) and columns [n0, n1) in the calling thread. */
@@ -72,18 +72,95 @@ size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r); /* 0 for la
 void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i, int64_t j, int64_t rows, int64_t n, const float *src,
                            int64_t ld);
 
-/* c[rows, n] (row stride ldc; n ≤ NR) = or += packed a · a panel of b: a as panels [k][MR], b at k·b_step.
- * What stands at `next`, a panel of as many steps or NULL, is fetched. */
-void TPI_SIMD(gemm_panel)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                          const float *next, float *c, int64_t ldc, bool accumulate);
+/* ---- panels ---- */
 
-/* Blocks as f32 panels, padded with zeros to whole panels: `rows` by `k` of a as [row / MR][k][MR], k by `n`
- * of b as [column / NR][k][NR]. (i0, j0) is the block's corner, `stride` the floats from one panel to the
- * next. */
+/* What is kept in the caches at a time: a slab of b, depth by columns, and rows of sums where they are not
+ * kept in c. */
+typedef struct tpi_block_sizes {
+    int64_t rows, columns, depth;
+} tpi_block_sizes;
+
+/* Cache lines that will be wanted: so many, `stride` bytes apart. */
+typedef struct tpi_fetch {
+    const char *at;
+    int64_t stride, lines;
+} tpi_fetch;
+
+#define LINE_BYTES 64
+
+/* Fetches the next `n` lines of them to the second-level cache. */
+INLINE void fetch_lines(tpi_fetch *wanted, int64_t n) {
+    for (n = least(n, wanted->lines), wanted->lines -= n; n > 0; n--, wanted->at += wanted->stride)
+        __builtin_prefetch(wanted->at, 0, 2);
+}
+
+/* How operands are packed and multiplied. Panels hold words of 32 bits, each of them one step's f32 or two
+ * steps' bf16: the driver counts words, so what fits a cache is the same for both. */
+typedef struct tpi_tiling {
+    int64_t rows, columns; /* of a register tile, and so of panels of a and of b */
+    int64_t block, chunk;  /* rows by words of a that stay in the second-level cache: whole panels */
+    tpi_block_sizes alone, together; /* of one thread's product; of all threads', or 0 */
+    bool resident;                   /* alone, a stays packed while panels of b come and go */
+    int64_t unit; /* a term has a multiple of so many words; zeros stand behind its steps */
+    int64_t (*words)(const tpi_term *term);
+
+    /* Words [w, w + words) of a's `rows` from i on, and of b's `n` columns from j on, as panels padded with
+     * zeros to their width: those of b are [words][columns]. `stride`: words from one panel to the next. */
+    void (*pack_a)(const tpi_term *term, int64_t i, int64_t w, int64_t rows, int64_t words, float *out,
+                   int64_t stride);
+    void (*pack_b)(const tpi_term *term, int64_t w, int64_t j, int64_t words, int64_t n, float *out,
+                   int64_t stride);
+
+    /* c[rows, n] (row stride ldc; n ≤ columns) = or += panels of a · one of b, whose words stand b_step
+     * apart. On the way the lines of `soon`, or NULL, are fetched. */
+    void (*panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b, int64_t b_step,
+                  tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
+} tpi_tiling;
+
+#define GEMM_CHUNK 256
+#define GEMM_BLOCK (192 / MR * MR)
+/* clang-format off */
+#define GEMM_ALONE    {2 * GEMM_BLOCK, 512, 2 * GEMM_CHUNK}
+#define GEMM_TOGETHER {4 * GEMM_BLOCK, 1024, 4 * GEMM_CHUNK}
+/* clang-format on */
+
+/* The product's tiling, by its dtypes. */
+const tpi_tiling *TPI_SIMD(tiling_of)(const tpi_gemm *g);
+
+/* All of g on all threads, which pack b together: its tiling must have sizes for that. */
+void TPI_SIMD(gemm_together)(tpi_threads *threads, const tpi_gemm *g, float *scratch);
+size_t TPI_SIMD(gemm_together_scratch)(int64_t m, int64_t n, int64_t k, int threads);
+
+/* For products of which one term is bf16 · bf16; operands of another term are any floats. */
+#if BF16_PRODUCTS
+extern const tpi_tiling TPI_SIMD(bf16_tiling);
+void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b,
+                          int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
+#endif
+
+/* What the f32 tiling is made of, and attention: blocks as f32, `rows` by `k` of a as [row / MR][k][MR], k by
+ * `n` of b as [column / NR][k][NR]. (i0, j0) is the block's corner. With bf16 products, panels are multiplied
+ * by the library that has the same vectors without them. */
+#if !BF16_PRODUCTS
+#define GEMM_PANEL TPI_SIMD(gemm_panel)
+#elif VW == 16
+#define GEMM_PANEL tpi_avx512_gemm_panel
+#else
+#define GEMM_PANEL tpi_avx2_gemm_panel
+#endif
+void GEMM_PANEL(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
+                tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
 void TPI_SIMD(pack_a)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,
                       int64_t stride);
 void TPI_SIMD(pack_b)(const tpi_matrix *b, int64_t i0, int64_t j0, int64_t k, int64_t n, float *out,
                       int64_t stride);
+
+/* One panel of them, [k][width]: `lines` ≤ width lines, whose elements are `along` apart, the lines `across`.
+ * pack_words: of lines of words that are contiguous, `stride` bytes apart. */
+void TPI_SIMD(pack_panel)(const void *data, int dtype, int64_t along, int64_t across, int64_t lines,
+                          int64_t k, int64_t width, float *out);
+void TPI_SIMD(pack_words)(const void *data, int64_t stride, int64_t lines, int64_t words, int64_t width,
+                          float *out);
 
 /* A block as f32 rows, `stride` floats apart; up to VW - 1 floats behind a row are written too. */
 void TPI_SIMD(pack_rows)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,

@@ -4,17 +4,16 @@
  * registers, so that memory is read and written by whole vectors in either orientation. */
 #include "backend/cpu/simd/gemm.h"
 
-/* Lines i < lines of `n` contiguous elements, `stride` apart, to out[j·width + i], j < n: `width` ≥ lines
- * floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW. Overlapping vector
- * stores are repaired by the next one; only the last ones are cut. */
+/* Lines i < lines of `n` contiguous elements, `stride` bytes apart, to out[j·width + i], j < n: `width` ≥
+ * lines floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW. Overlapping
+ * vector stores are repaired by the next one; only the last ones are cut. */
 INLINE void transposed(const void *data, int dtype, int64_t stride, int64_t lines, int64_t n, int64_t width,
                        int64_t step, float *out) {
-    int64_t size = dtype_size(dtype);
     for (int64_t j = 0; j < n; j += VW) {
         int64_t part = least(VW, n - j);
         vf r[VW];
         UNROLL for (int i = 0; i < VW; i++) {
-            r[i] = i < lines ? v_get((const char *)data + i * stride * size, dtype, j, part) : v_set(0.0f);
+            r[i] = i < lines ? v_get((const char *)data + i * stride, dtype, j, part) : v_set(0.0f);
         }
         v_transpose(r);
         bool whole = width == VW || j + VW < n;
@@ -57,22 +56,33 @@ static void scattered(const void *data, int dtype, int64_t line_stride, int64_t 
                 i < lines ? tpi_load_f32(data, (tp_dtype)dtype, i * line_stride + p * step_stride) : 0.0f;
 }
 
+/* A panel of lines that are contiguous, `stride` bytes apart. */
+INLINE void turned(const void *data, int dtype, int64_t stride, int64_t lines, int64_t k, int64_t width,
+                   float *out) {
+    for (int64_t i = 0; i < width; i += VW)
+        transposed((const char *)data + i * stride, dtype, stride, most(0, least(VW, lines - i)), k,
+                   least(VW, width - i), width, out + i);
+}
+
+void TPI_SIMD(pack_words)(const void *data, int64_t stride, int64_t lines, int64_t words, int64_t width,
+                          float *out) {
+    turned(data, TP_F32, stride, lines, words, width, out);
+}
+
 /* One panel: `lines` ≤ width lines, k steps. A line's elements are `along` apart, the lines `across`. */
 INLINE void panel_of(const void *data, int dtype, int64_t along, int64_t across, int64_t lines, int64_t k,
                      int64_t width, float *out) {
     if (across == 1) {
         straight(data, dtype, along, k, lines, width, out);
     } else if (along == 1) {
-        for (int64_t i = 0; i < width; i += VW)
-            transposed((const char *)data + i * across * dtype_size(dtype), dtype, across,
-                       most(0, least(VW, lines - i)), k, least(VW, width - i), width, out + i);
+        turned(data, dtype, across * dtype_size(dtype), lines, k, width, out);
     } else {
         scattered(data, dtype, across, along, lines, k, width, out);
     }
 }
 
-static void panel(const void *data, int dtype, int64_t along, int64_t across, int64_t lines, int64_t k,
-                  int64_t width, float *out) {
+void TPI_SIMD(pack_panel)(const void *data, int dtype, int64_t along, int64_t across, int64_t lines,
+                          int64_t k, int64_t width, float *out) {
     if (dtype == TP_F32)
         panel_of(data, TP_F32, along, across, lines, k, width, out);
     else if (dtype == TP_BF16)
@@ -83,14 +93,14 @@ static void panel(const void *data, int dtype, int64_t along, int64_t across, in
 
 void TPI_SIMD(pack_a)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,
                       int64_t stride) {
-    for (int64_t i = 0; i < rows; i += MR, out += stride)
-        panel(tpi_matrix_at(a, i0 + i, j0), a->dtype, a->cs, a->rs, least(MR, rows - i), k, MR, out);
+    for (int64_t i = 0; i < rows; i += MR, out += stride) TPI_SIMD(pack_panel)
+    (tpi_matrix_at(a, i0 + i, j0), a->dtype, a->cs, a->rs, least(MR, rows - i), k, MR, out);
 }
 
 void TPI_SIMD(pack_b)(const tpi_matrix *b, int64_t i0, int64_t j0, int64_t k, int64_t n, float *out,
                       int64_t stride) {
-    for (int64_t j = 0; j < n; j += NR, out += stride)
-        panel(tpi_matrix_at(b, i0, j0 + j), b->dtype, b->rs, b->cs, least(NR, n - j), k, NR, out);
+    for (int64_t j = 0; j < n; j += NR, out += stride) TPI_SIMD(pack_panel)
+    (tpi_matrix_at(b, i0, j0 + j), b->dtype, b->rs, b->cs, least(NR, n - j), k, NR, out);
 }
 
 INLINE void rows_of(const tpi_matrix *a, int dtype, int64_t i0, int64_t j0, int64_t rows, int64_t k,
@@ -100,8 +110,8 @@ INLINE void rows_of(const tpi_matrix *a, int dtype, int64_t i0, int64_t j0, int6
             straight(tpi_matrix_at(a, i0 + i, j0), dtype, 0, 1, k, k, out + i * stride);
     } else if (a->rs == 1) {
         for (int64_t j = 0; j < k; j += VW)
-            transposed(tpi_matrix_at(a, i0, j0 + j), dtype, a->cs, least(VW, k - j), rows, VW, stride,
-                       out + j);
+            transposed(tpi_matrix_at(a, i0, j0 + j), dtype, a->cs * dtype_size(dtype), least(VW, k - j), rows,
+                       VW, stride, out + j);
     } else {
         for (int64_t i = 0; i < rows; i++)
             scattered(tpi_matrix_at(a, i0 + i, j0), dtype, 0, a->cs, 1, k, 1, out + i * stride);

@@ -1,4 +1,5 @@
-/* The register tile of the matrix product: MR rows by NR columns, one rank-1 update a step.
+/* The register tile of the matrix product: MR rows by NR columns, one rank-1 update a word; of pairs of bf16,
+ * two.
  *
  * The trick: the tile's size is a constant in each instance, so that all accumulators live in registers and a
  * step is nothing but two loads of b, a broadcast of each a and the fused multiply-adds: a processor whose
@@ -7,7 +8,16 @@
  * apart. */
 #include "backend/cpu/simd/gemm.h"
 
-#define LINE  16 /* floats of a cache line */
+#if !defined(BF16_TILES)
+
+#if defined(BF16_PAIRS)
+#define MULTIPLY_ADD v_dot
+#define PANEL        TPI_SIMD(bf16_panel)
+#else
+#define MULTIPLY_ADD v_fma
+#define PANEL        TPI_SIMD(gemm_panel)
+#endif
+
 #define AHEAD 12 /* steps from the fetching of a row of b to its use */
 
 /* The operands are held to the end of their use: a compiler that puts sums in their registers, one at a time,
@@ -16,8 +26,8 @@ INLINE void step(int rows, int vectors, const float *a, const float *b, vf acc[M
     vf b0 = v_load(b), b1 = vectors == 2 ? v_load(b + VW) : b0;
     UNROLL for (int i = 0; i < rows; i++) {
         vf x = v_set(a[i]);
-        acc[i][0] = v_fma(x, b0, acc[i][0]);
-        if (vectors == 2) acc[i][1] = v_fma(x, b1, acc[i][1]);
+        acc[i][0] = MULTIPLY_ADD(x, b0, acc[i][0]);
+        if (vectors == 2) acc[i][1] = MULTIPLY_ADD(x, b1, acc[i][1]);
         v_hold(x);
     }
     v_hold(b0), v_hold(b1);
@@ -96,22 +106,23 @@ static tile_fn *const rest[MR - 1][2] = { /* fewer than MR rows */
 /* clang-format on */
 
 INLINE void panel(int vectors, int64_t rows, int64_t n, int64_t k, const float *a, const float *b,
-                  int64_t b_step, const float *next, float *c, int64_t ldc, bool accumulate) {
-    int64_t lines = next ? k * NR / LINE : 0, share = ceil_div(lines * MR, rows), line = 0;
+                  int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc, bool accumulate) {
+    int64_t share = soon ? ceil_div(soon->lines * MR, rows) : 0;
     for (; rows >= MR; rows -= MR, a += MR * k, c += MR * ldc) {
-        for (int64_t end = least(lines, line + share); line < end; line++)
-            __builtin_prefetch(next + line * LINE, 0, 2);
+        if (soon) fetch_lines(soon, share);
         tile(MR, vectors, n, k, a, b, b_step, c, ldc, accumulate);
     }
     if (rows) rest[rows - 1][vectors - 1](n, k, a, b, b_step, c, ldc, accumulate);
 }
 
-void TPI_SIMD(gemm_panel)(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                          const float *next, float *c, int64_t ldc, bool accumulate) {
+void PANEL(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
+           tpi_fetch *soon, float *c, int64_t ldc, bool accumulate) {
     if (n == NR)
-        panel(2, rows, NR, k, a, b, b_step, next, c, ldc, accumulate);
+        panel(2, rows, NR, k, a, b, b_step, soon, c, ldc, accumulate);
     else if (n > VW)
-        panel(2, rows, n, k, a, b, b_step, next, c, ldc, accumulate);
+        panel(2, rows, n, k, a, b, b_step, soon, c, ldc, accumulate);
     else
-        panel(1, rows, n, k, a, b, b_step, next, c, ldc, accumulate);
+        panel(1, rows, n, k, a, b, b_step, soon, c, ldc, accumulate);
 }
+
+#endif

@@ -25,8 +25,10 @@ typedef struct loss_job {
     int64_t share; /* columns of a thread */
     int64_t live;  /* rows of this block */
     int64_t *rows; /* their numbers */
-    float *h, *portions;
-    bool first; /* this block is the first one */
+    float *portions;
+    tpi_matrix h; /* the block's rows, in h's own dtype */
+    int factor;   /* dtype of the exponentials: bf16 if there are products for it */
+    bool first;   /* this block is the first one */
 } loss_job;
 
 /* A thread's scratch. */
@@ -91,13 +93,21 @@ ACCEPTS(linear_cross_entropy_accepts) {
     return all;
 }
 
+/* Elements of a dtype in the room of so many floats. */
+static int64_t room_for(int dtype, int64_t floats) {
+    return floats * (int64_t)sizeof(float) / dtype_size(dtype);
+}
+
 static loss_job job_of(const tpi_launch *launch) {
     const tpi_operand *w = tpi_in_operand(launch->step, W);
     loss_job job = sizes_of(launch->step, tpi_threads_count(launch->threads));
     job.launch = launch;
     job.w = (tpi_matrix){tpi_in(launch, W), w->stride[0], w->stride[1], w->dtype};
-    job.h = tpi_scratch(launch);
-    job.portions = job.h + job.block * job.pitch;
+    float *h = tpi_scratch(launch);
+    int dtype = tpi_in_operand(launch->step, H)->dtype;
+    job.h = (tpi_matrix){h, room_for(dtype, job.pitch), 1, dtype};
+    job.factor = BF16_PRODUCTS && dtype == TP_BF16 && w->dtype == TP_BF16 ? TP_BF16 : TP_F32;
+    job.portions = h + job.block * job.pitch;
     job.rows = (int64_t *)(void *)(job.portions + job.portion_floats * tpi_threads_count(launch->threads));
     return job;
 }
@@ -122,15 +132,18 @@ static int64_t ignored(const tpi_step *step) {
     return ((const tpi_attr_ignore *)step->attr)->ignore;
 }
 
+/* The room of the block's row r, `pitch` floats. */
+static float *row_of(const loss_job *job, int64_t r) {
+    return (float *)(void *)tpi_scratch(job->launch) + r * job->pitch;
+}
+
 /* Fills the block with the next rows that count, from row *at on. */
 static void gather(loss_job *job, int64_t *at) {
-    const tpi_operand *h = tpi_in_operand(job->launch->step, H);
     int64_t rows = tpi_in_operand(job->launch->step, LABELS)->count;
+    int64_t bytes = job->features * dtype_size(job->h.dtype);
     for (job->live = 0; *at < rows && job->live < job->block; ++*at) {
         if (label_of(job, *at) == ignored(job->launch->step)) continue;
-        TPI_SIMD(to_f32)
-        (tpi_in(job->launch, H), h->dtype, *at * job->features, job->features,
-         job->h + job->live * job->pitch);
+        memcpy(row_of(job, job->live), (const char *)tpi_in(job->launch, H) + *at * bytes, (size_t)bytes);
         job->rows[job->live++] = *at;
     }
 }
@@ -154,14 +167,14 @@ static tpi_matrix columns_of(const loss_job *job, int64_t c) {
 
 /* Logits of the block's rows for columns [c, c + n). */
 static void slice_logits(const loss_job *job, const portion *p, int64_t c, int64_t n) {
-    tpi_matrix h = {job->h, job->pitch, 1, TP_F32}, w = columns_of(job, c);
-    product(&h, &w, job->live, n, job->features, false, p->logits, job->ld, p->space);
+    tpi_matrix w = columns_of(job, c);
+    product(&job->h, &w, job->live, n, job->features, false, p->logits, job->ld, p->space);
 }
 
 /* ---- forward ---- */
 
-/* Row r's logits to exp(logit - top), where top is the largest so far; the label's to 0, since its share of
- * the gradient, p - 1, is added with full precision in the end. */
+/* Row r's logits to exp(logit - top), where top is the largest so far, in the room of the logits; the label's
+ * to 0, since its share of the gradient, p - 1, is added with full precision in the end. */
 static void exponentials(const loss_job *job, const portion *p, int64_t r, int64_t c, int64_t n) {
     float *x = p->logits + r * job->ld, *sums = p->sums + r * job->pitch, sum;
     float before = p->top[r], largest = row_max(x, n), top = largest > before ? largest : before;
@@ -173,11 +186,11 @@ static void exponentials(const loss_job *job, const portion *p, int64_t r, int64
     ROW_SUM(sum, n, {
         term = v_exp(row_get(x, i, part) - v_set(shift));
         if (part < VW) term = v_keep(term, part);
-        v_put(x, TP_F32, i, term, part);
+        v_put(x, job->factor, i, term, part);
     });
     p->total[r] = p->total[r] * scale + sum;
     p->top[r] = top;
-    if (here) x[own] = 0.0f;
+    if (here) tpi_store_f32(x, (tp_dtype)job->factor, own, 0.0f);
     if (scale == 1.0f || !keeps_slope(job->launch->step)) return;
     FOR_VECTORS(j, part, job->features) row_put(sums, j, row_get(sums, j, part) * v_set(scale), part, false);
 }
@@ -194,7 +207,8 @@ static void forward_share(void *arg, int index, int count) {
         slice_logits(job, &p, c, n);
         for (int64_t r = 0; r < job->live; r++) exponentials(job, &p, r, c, n);
         if (!slope) continue;
-        tpi_matrix e = {p.logits, job->ld, 1, TP_F32}, w = tpi_matrix_transposed(columns_of(job, c));
+        tpi_matrix e = {p.logits, room_for(job->factor, job->ld), 1, job->factor},
+                   w = tpi_matrix_transposed(columns_of(job, c));
         product(&e, &w, job->live, job->features, n, true, p.sums, job->pitch, p.space);
     }
 }
@@ -208,7 +222,7 @@ static float weight_of(const portion *p, int64_t r, float lse) {
  * place of the row of h. */
 static void write_slope(const loss_job *job, int64_t r, int64_t label, float own, float lse) {
     float *slope = (float *)tpi_out(job->launch, SLOPE) + job->rows[r] * job->features;
-    float *column = job->h + r * job->pitch, known = expm1f(own - lse);
+    float *column = row_of(job, r), known = expm1f(own - lse);
     const tpi_matrix w = tpi_matrix_transposed(job->w);
     TPI_SIMD(pack_rows)(&w, label, 0, 1, job->features, column, job->pitch);
     FOR_VECTORS(j, n, job->features) v_put(slope, TP_F32, j, v_set(known) * row_get(column, j, n), n);
@@ -283,7 +297,7 @@ static void gradient_share(void *arg, int index, int count) {
         int64_t n = least(SLICE, p.end - c);
         slice_logits(job, &p, c, n);
         for (int64_t r = 0; r < job->live; r++) row_gradient(job, &p, r, c, n);
-        tpi_matrix h = {job->h, 1, job->pitch, TP_F32}, d = {p.logits, job->ld, 1, TP_F32};
+        tpi_matrix h = tpi_matrix_transposed(job->h), d = {p.logits, job->ld, 1, TP_F32};
         product(&h, &d, job->features, n, job->live, true, dw + c, job->vocabulary, p.space);
     }
 }

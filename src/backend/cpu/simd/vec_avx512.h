@@ -52,12 +52,16 @@ static inline vf v_load_bf16_n(const uint16_t *p, int64_t n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 static inline __m256i v_bf16_bits(vf x) { /* to nearest even; NaN stays NaN */
+#if defined(__AVX512BF16__)
+    return (__m256i)_mm512_cvtneps_pbh(x); /* what is subnormal becomes zero */
+#else
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __m512i quiet = _mm512_or_epi32(bits, _mm512_set1_epi32(0x400000));
     __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16));
+#endif
 }
 static inline void v_store_bf16(uint16_t *p, vf x) {
     _mm256_storeu_si256((__m256i *)p, v_bf16_bits(x));
