@@ -91,7 +91,8 @@ static void choose_lists(const tpi_kernel_entry *lists[]) {
 static void merge(void) {
     const tpi_kernel_entry *lists[16];
     isa = capped(detect());
-    if (isa == TPI_ISA_AMX && !may_use_tiles()) isa = TPI_ISA_AVX512_BF16;
+    /* Processors with tiles multiply pairs at half the rate of f32. */
+    if (isa == TPI_ISA_AMX && !may_use_tiles()) isa = TPI_ISA_AVX512;
     choose_lists(lists);
     tpi_kernel_table_merge(&table, lists);
 }
