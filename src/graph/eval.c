@@ -34,7 +34,7 @@ static tp_status check_leaves(const tpi_order *order, const tpi_plan *plan) {
 static tp_status check_devices(const tp_graph *graph, tp_lazy *const *outputs, int n) {
     const tp_lazy *first = n > 0 ? outputs[0] : NULL;
     for (size_t i = 0; i < (size_t)n + graph->assigned_count; i++) {
-        const tp_lazy *node = i < (size_t)n ? outputs[i] : graph->nodes[graph->assigned[i - (size_t)n]];
+        const tp_lazy *node = i < (size_t)n ? outputs[i] : graph->tape.nodes[graph->assigned[i - (size_t)n]];
         if (!first) first = node;
         if (node->device != first->device)
             return tpi_fail(TP_EINVAL,
@@ -151,7 +151,7 @@ static void commit(request *r, tp_tensor **results) {
     const tpi_plan *plan = e->run.plan;
     for (uint32_t i = 0; i < plan->n_assigned; i++) { /* of two to one state, the first is stale at once */
         tp_tensor *state = tp_tensor_retain(tpi_evaluation_advance(e, i));
-        tpi_node_become_leaf(graph->nodes[graph->assigned[i]], state);
+        tpi_node_become_leaf(graph->tape.nodes[graph->assigned[i]], state);
     }
     for (uint32_t i = 0; i < plan->n_results; i++) {
         if (results && i < r->n_wanted) results[i] = tp_tensor_retain(e->results[i]);
@@ -160,7 +160,7 @@ static void commit(request *r, tp_tensor **results) {
         e->results[i] = NULL;
     }
     graph->assigned_count = 0;
-    graph->evaluated_bytes = graph->arena.bytes;
+    graph->evaluated_bytes = graph->tape.arena.bytes;
 }
 
 static tp_status evaluate(tp_graph *graph, tp_lazy *const *outputs, int n, tp_tensor **results, bool queued,
