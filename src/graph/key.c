@@ -130,7 +130,7 @@ static bool compare(const tp_graph *graph, const tpi_order *order, const tpi_pla
     key += header_words(graph, order);
     for (size_t i = 0; i < order->count; i++) {
         const tp_lazy *node = order->nodes[i];
-        size_t words = node->record_words + 1;
+        size_t words = node->record_words + 1u;
         if ((size_t)(end - key) < words + 1 || key[0] != previous - node->id ||
             !same_words(key + 1, record_words(node), words)) {
             *first = node;
@@ -156,7 +156,7 @@ const tp_lazy *tpi_key_difference(const tp_graph *graph, const tpi_order *order,
 tp_status tpi_key_store(const tp_graph *graph, const tpi_order *order, tpi_plan *plan) {
     size_t header = header_words(graph, order);
     plan->key_words = header;
-    for (size_t i = 0; i < order->count; i++) plan->key_words += order->nodes[i]->record_words + 2;
+    for (size_t i = 0; i < order->count; i++) plan->key_words += order->nodes[i]->record_words + 2u;
     if (!(plan->key = tpi_arena_array(&plan->memory, plan->key_words, 8))) return TP_ENOMEM;
     plan->hash = order->hash;
     uint32_t top = order->count ? order->nodes[0]->id : 0, previous = top;
@@ -165,8 +165,8 @@ tp_status tpi_key_store(const tp_graph *graph, const tpi_order *order, tpi_plan 
     for (size_t i = 0; i < order->count; i++) {
         const tp_lazy *node = order->nodes[i];
         *key++ = previous - node->id;
-        memcpy(key, record_words(node), (node->record_words + 1) * 8);
-        key += node->record_words + 1;
+        memcpy(key, record_words(node), (node->record_words + 1u) * 8);
+        key += node->record_words + 1u;
         previous = node->id;
     }
     return TP_OK;

@@ -40,14 +40,15 @@ struct tp_lazy {
     tp_lazy *sibling;     /* leaves: the next leaf of the same storage */
     tp_lazy *parts;       /* its further outputs, from the last recorded on; a further output's: the rest */
     uint32_t id;
-    uint32_t record_words; /* size of the record behind its head */
+    uint16_t record_words; /* size of the record behind its head */
+    bool asked;            /* while an evaluation collects its outputs: it is one of them */
     uint32_t generation;   /* the graph's when recorded: a mismatch is use after reset */
     uint32_t segment;      /* recompute segment, 0: none */
     tpi_record record;
 };
 
-static inline uint32_t tpi_record_size(const tpi_record *head) { /* words behind it */
-    return head->rank + (head->n_in + 1u) / 2u + head->n_attr;
+static inline uint16_t tpi_record_size(const tpi_record *head) { /* words behind it */
+    return (uint16_t)(head->rank + (head->n_in + 1u) / 2u + head->n_attr);
 }
 static inline const int64_t *tpi_node_shape(const tp_lazy *node) {
     return (const int64_t *)node->record.words;

@@ -62,7 +62,7 @@ static tp_lazy *new_node(tp_graph *graph, tp_device *device, tpi_op op, const tp
                              (uint8_t)n_in,
                              (uint8_t)(attr_bytes / 8),
                              (uint16_t)(device->index + 1)};
-    const uint32_t words = tpi_record_size(&head);
+    const uint16_t words = tpi_record_size(&head);
     tpi_repeat_end(tape);
     if (tape->count >= MAX_GRAPH_NODES) {
         tpi_fail(TP_ENOMEM, "graph: %zu nodes are the most there can be", tape->count);
@@ -81,6 +81,7 @@ static tp_lazy *new_node(tp_graph *graph, tp_device *device, tpi_op op, const tp
     node->generation = graph->generation;
     node->segment = graph->segment;
     node->record_words = words;
+    node->asked = false;
     node->sibling = node->parts = node->next_valued = NULL;
     node->record = head;
     for (int d = 0; d < out->rank; d++) node->record.words[d] = (uint64_t)out->shape[d];

@@ -7,8 +7,6 @@
 
 #define GRAIN 16384 /* elements that are worth a thread */
 
-#define STREAM_BYTES (48 << 20)
-
 typedef enum how { IN_PLACE, CONVERTED, SPLAT, GATHERED } how;
 
 typedef struct program {
