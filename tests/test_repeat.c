@@ -82,6 +82,18 @@ Test(repeat, an_error_ends_it_and_is_not_remembered) {
     tp_tensor_release(x);
 }
 
+Test(repeat, checks_what_the_standing_node_passed) {
+    const float ones[] = {1, 1};
+    must(tp_lazy_eval(tp_lazy_ones(g, tp_device_cpu(ctx), TP_F32, 1, SHAPE(2)), NULL));
+    reset_both();
+    cr_assert_null(tp_lazy_ones(g, NULL, TP_F32, 1, SHAPE(2)));
+    must_fail(tp_graph_status(g), TP_EINVAL, "device is NULL");
+    reset_both();
+    tp_tensor *out = evaluate(tp_lazy_ones(g, tp_device_cpu(ctx), TP_F32, 1, SHAPE(2)));
+    expect_values(out, ones, 0);
+    tp_tensor_release(out);
+}
+
 /* ---- random programs, each like the one before up to some place ---- */
 
 enum { LENGTH = 24 };

@@ -17,14 +17,14 @@
 void tpi_repeat_end(tpi_tape *tape);
 
 /* Whether `place` holds the node of what is recorded. An operand that is the node at the right place was
- * recorded in this generation, of this graph; `device` is NULL where it is the operands'. `out` is the shape
- * of a leaf, which nothing else determines. */
+ * recorded in this generation, of this graph; `device` may be NULL where it is the operands'. `out` is the
+ * shape of a leaf, which nothing else determines. */
 static inline bool tpi_stands(tp_lazy *const *place, const tp_device *device, tpi_op op,
                               const tpi_signature *out, tp_lazy *const *inputs, int n_in, const char *attr,
                               size_t attr_bytes) {
     const tpi_record *record = &(*place)->record;
     if (record->op != op || record->n_in != n_in || record->n_attr * 8u != attr_bytes) return false;
-    if (device && (*place)->device != device) return false;
+    if ((device || n_in == 0) && (*place)->device != device) return false;
     const uint64_t *words = record->words + record->rank;
     for (int k = 0; k < n_in; k++)
         if (place[-(ptrdiff_t)((const uint32_t *)words)[k]] != inputs[k]) return false;
