@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
     w.names[2] = "lazy, cold plan, a node";
     w.names[3] = "host alone, a node";
     w.units = LENGTH;
-    w.host_target = 150e-9;
+    w.host_target = 20e-9;
     ways_open(&w, argc, argv);
     ways_randn(&w, 1, (int64_t[]){16}, 1, &o.x);
     ways_randn(&w, 1, (int64_t[]){16}, 2, &o.y);

@@ -1,5 +1,5 @@
 /* The protocol, and how a recorded work is run: recorded anew, evaluated and forgotten in every call, as a
- * program does that uses the lazy interface. */
+ * loop does that uses the lazy interface; or, with the key program=1, recorded once and kept as a program. */
 #include "contestant.h"
 #include "clock.h"
 #include "gpu/waits.h"
@@ -73,8 +73,10 @@ static tp_lazy *loss_of(contest *c, tp_lazy *y) {
     return tp_lazy_sum(tp_lazy_mul(y, leaf(c, "dy")), TP_ALL_DIMS, false);
 }
 
-static void evaluate(contest *c, results *out) {
-    tp_lazy *outputs[MOST_RESULTS] = {c->work->record(c)}, *wrt[MOST_RESULTS];
+/* Records what the work wants; its names and their number go to `out`. */
+static void record(contest *c, tp_lazy **outputs, results *out) {
+    tp_lazy *wrt[MOST_RESULTS];
+    outputs[0] = c->work->record(c);
     out->count = 1;
     out->names[0] = "y";
     if (key_number(c, "backward", 0)) {
@@ -86,8 +88,31 @@ static void evaluate(contest *c, results *out) {
         must(tp_graph_grad(c->graph, loss_of(c, outputs[0]), wrt, n, outputs + 1));
         out->count += n;
     }
+}
+
+static void evaluate_anew(contest *c, results *out) {
+    tp_lazy *outputs[MOST_RESULTS];
+    record(c, outputs, out);
     must(tp_graph_eval(c->graph, outputs, out->count, out->tensors));
     tp_graph_reset(c->graph);
+}
+
+static void run_program(contest *c, results *out) {
+    if (!c->program) {
+        tp_lazy *outputs[MOST_RESULTS];
+        record(c, outputs, &c->made);
+        must(tp_program_create(&c->program, c->graph, outputs, c->made.count));
+        tp_graph_reset(c->graph);
+    }
+    *out = c->made;
+    must(tp_program_run(c->program, out->tensors));
+}
+
+static void evaluate(contest *c, results *out) {
+    if (key_number(c, "program", 0))
+        run_program(c, out);
+    else
+        evaluate_anew(c, out);
 }
 
 static void release(results *r) {
@@ -194,6 +219,7 @@ int main(int argc, char **argv) {
     fflush(stdout);
     answer(&c);
     if (c.work->close) c.work->close(&c);
+    tp_program_destroy(c.program);
     tp_graph_destroy(c.graph);
     for (int i = 0; i < c.input_count; i++) tp_tensor_release(c.inputs[i]);
     tp_context_destroy(c.context);

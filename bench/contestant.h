@@ -1,6 +1,7 @@
 /* A contestant: one process that prepares one work and runs it when told.
  *
- *     bench_contestant WORK key=value ...      all works understand threads=N, inputs=DIR, device=cpu|cuda:I
+ *     bench_contestant WORK key=value ...      all works understand threads=N, inputs=DIR, device=cpu|cuda:I;
+ *                                              those of operations backward=1, program=1
  *
  * It answers on standard output, one line a line:
  *
@@ -56,7 +57,9 @@ struct contest {
     tp_context *context;
     tp_device *device; /* key device: where models and leaves are */
     tp_graph *graph;
-    tp_dtype dtype; /* of floating inputs: key dtype */
+    tp_program *program; /* key program=1: of the recording, from its first call on */
+    results made;        /* the program's results, without tensors */
+    tp_dtype dtype;      /* of floating inputs: key dtype */
     int input_count;
     const char *input_names[MOST_INPUTS];
     tp_tensor *inputs[MOST_INPUTS];

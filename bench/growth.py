@@ -59,7 +59,7 @@ def axes(m, rank, dtype):
         return step(2, 128, layers=layers, adapted=layers)
 
     lengths = list(doubled(128, 8192))
-    chains = [(10**p, works.add_chain(10**p, "unfused", "-pointwise", "eager")) for p in range(1, 6)]
+    chains = [(10**p, works.add_chain(10**p, "unfused", "eager", fuse="-pointwise")) for p in range(1, 6)]
     return [
         Axis("length", "Training: sequence length", "tokens a row, batch 1", [(n, step(1, n)) for n in lengths]),
         Axis("batch", "Training: batch", "rows of 128 tokens", [(n, step(n, 128)) for n in doubled(1, 16)]),

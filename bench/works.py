@@ -60,9 +60,11 @@ def keys(dtype, backward):
     return {"dtype": dtype, "backward": int(backward)}
 
 
-def add_chain(length, name, fuse, only):
+def add_chain(length, name, only, **told):
+    """Recorded anew in every call, or with program=1 once: then a compiled function and a graph built beforehand, which
+    record nothing in a call, are what it is like. `only`: PyTorch's way that does the same."""
     inputs = {"x": normal(16), "y": normal(16)}
-    told = {"length": length, "only": only, **({"fuse": fuse} if fuse else {})}
+    told = {"length": length, "only": only, **told}
     return Work(f"add_chain-{length}-{name}", "add_chain", told, inputs, units=length, short=True)
 
 
@@ -206,7 +208,12 @@ def cold_start():
 
 
 def all_works():
-    works = [add_chain(1000, "unfused", "-pointwise", "eager"), add_chain(1000, "fused", "", "compile")]
+    works = [
+        add_chain(1000, "unfused", "eager", fuse="-pointwise"),
+        add_chain(1000, "fused", "compile"),
+        add_chain(1000, "program-unfused", "eager", fuse="-pointwise", program=1),
+        add_chain(1000, "program", "compile", program=1),
+    ]
     for dtype in SIZE:
         works += [lora(128, 512, 8, dtype, short=True), lora(2048, 896, 16, dtype), lora(16, 4096, 16, dtype)]
     for dtype in SIZE:

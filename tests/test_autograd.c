@@ -270,9 +270,9 @@ Test(autograd, finite_differences) {
 /* What nodes after the loss read of node `y`: its inputs, its outputs. */
 static int reads_of(const tp_lazy *y, const tp_lazy *loss) {
     int reads = TPI_SAVES_NOTHING;
-    for (size_t id = loss->id + 1u; id < g->count; id++)
-        for (int k = 0; k < g->nodes[id]->record.n_in; k++) {
-            const tp_lazy *input = tpi_node_input(g->nodes[id], k);
+    for (size_t id = loss->id + 1u; id < g->tape.count; id++)
+        for (int k = 0; k < g->tape.nodes[id]->record.n_in; k++) {
+            const tp_lazy *input = tpi_node_input(g->tape.nodes[id], k);
             if (input == y) reads |= TPI_SAVES_OUTPUT;
             for (int j = 0; j < y->record.n_in; j++)
                 if (input == tpi_node_input(y, j)) reads |= TPI_SAVES_INPUTS;
@@ -349,8 +349,8 @@ Test(autograd, zeros_ones_and_intermediates) {
 
 static int products_of_shape(int64_t rows, int64_t columns, size_t from) {
     int found = 0;
-    for (size_t id = from; id < g->count; id++) {
-        const tp_lazy *node = g->nodes[id];
+    for (size_t id = from; id < g->tape.count; id++) {
+        const tp_lazy *node = g->tape.nodes[id];
         if (node->record.op != TPI_MATMUL || node->record.rank != 2) continue;
         found += tpi_node_shape(node)[0] == rows && tpi_node_shape(node)[1] == columns;
     }
@@ -363,8 +363,8 @@ Test(autograd, a_frozen_weight_costs_nothing) {
     cr_assert_eq(tp_graph_grad(g, loss, (tp_lazy *[]){a, b}, 2, grads), TP_OK);
     cr_expect_eq(products_of_shape(4, 5, loss->id), 0);
     cr_expect_eq(products_of_shape(4, 2, loss->id), 1);
-    for (size_t id = loss->id; id < g->count; id++)
-        cr_expect_neq(g->nodes[id]->record.op, TPI_LINEAR_LORA, "the input's gradient is not wanted");
+    for (size_t id = loss->id; id < g->tape.count; id++)
+        cr_expect_neq(g->tape.nodes[id]->record.op, TPI_LINEAR_LORA, "the input's gradient is not wanted");
     cr_assert_eq(tp_graph_grad(g, loss, (tp_lazy *[]){w, a, b}, 3, grads), TP_OK);
     cr_expect_eq(products_of_shape(4, 5, loss->id), 1);
 }
@@ -474,11 +474,11 @@ Test(autograd, the_backward_pass_reads_only_segment_ends) {
     tp_lazy *loss = record_layers(true, weights);
     int clones = 0;
     cr_assert_eq(tp_graph_grad(g, loss, weights, LAYERS, grads), TP_OK);
-    for (size_t id = loss->id + 1u; id < g->count; id++) {
-        cr_expect_eq(g->nodes[id]->segment, 0);
-        clones += g->nodes[id]->record.op == TPI_SOFTMAX;
-        for (int k = 0; k < g->nodes[id]->record.n_in; k++) {
-            const tp_lazy *input = tpi_node_input(g->nodes[id], k);
+    for (size_t id = loss->id + 1u; id < g->tape.count; id++) {
+        cr_expect_eq(g->tape.nodes[id]->segment, 0);
+        clones += g->tape.nodes[id]->record.op == TPI_SOFTMAX;
+        for (int k = 0; k < g->tape.nodes[id]->record.n_in; k++) {
+            const tp_lazy *input = tpi_node_input(g->tape.nodes[id], k);
             if (input->id > loss->id || input->segment == 0 || input->record.op == TPI_LEAF) continue;
             cr_expect_eq(input->record.op, TPI_ADD, "reads %s of a segment", tpi_ops[input->record.op].name);
         }
@@ -502,10 +502,10 @@ Test(autograd, a_quick_value_is_made_again) {
     tp_tensor *found, *expected;
     cr_assert_eq(tp_graph_grad(g, loss, wrt, 2, grads), TP_OK);
     int clones = 0;
-    for (size_t id = loss->id + 1u; id < g->count; id++) {
-        clones += g->nodes[id]->record.op == TPI_SILU_MUL;
-        for (int k = 0; k < g->nodes[id]->record.n_in; k++)
-            cr_expect_neq(tpi_node_input(g->nodes[id], k), product, "the backward pass keeps it");
+    for (size_t id = loss->id + 1u; id < g->tape.count; id++) {
+        clones += g->tape.nodes[id]->record.op == TPI_SILU_MUL;
+        for (int k = 0; k < g->tape.nodes[id]->record.n_in; k++)
+            cr_expect_neq(tpi_node_input(g->tape.nodes[id], k), product, "the backward pass keeps it");
     }
     cr_expect_eq(clones, 1);
     cr_assert_eq(tp_lazy_eval(grads[0], &found), TP_OK);

@@ -92,7 +92,7 @@ static void remember_runs(tp_device *device) {
 /* Takes the block that the run gave back, which is the next of its size, so that it stays the plan's while
  * the plan is run again. */
 static void *hold_arena(const tp_graph *graph) {
-    const tpi_plan *plan = graph->last_plan;
+    const tpi_plan *plan = graph->tape.plan;
     void *arena = NULL;
     if (plan->arena_bytes) must(tpi_memory_take(plan->device->memory, plan->arena_bytes, &arena));
     for (uint32_t s = 0; s < plan->n_slots; s++)
@@ -180,7 +180,7 @@ figures row_measure(const row *w, tp_device *device) {
     list_kernels(f.kernels);
     void *arena = hold_arena(r.graph);
     sample_replays(device, sets, f.us);
-    if (arena) tpi_memory_give(device->memory, arena, r.graph->last_plan->arena_bytes);
+    if (arena) tpi_memory_give(device->memory, arena, r.graph->tape.plan->arena_bytes);
     recording_release(&r, results);
     recording_close(&r);
     return f;

@@ -1,4 +1,5 @@
-"""llama.cpp through llama-cpp-python: prompts and generation, with the model's own weights in a GGUF file.
+"""llama.cpp through llama-cpp-python: prompts and generation, with the model's own weights in a GGUF file; and its
+library ggml for chains of additions kept as a program, as a graph that is built once.
 
 The file is written beside the model at its first use, every tensor in the model's dtype but the norms and biases, which
 llama.cpp wants in f32. It holds no vocabulary: ids go in and logits come out.
@@ -141,7 +142,75 @@ def make_load(open_model, ids):
     return peer.Entry({"llama.cpp": lambda: (logits(), None)[1]}, {"llama.cpp": lambda: {"logits": logits()}})
 
 
+# ---- chains of additions, of ggml itself ----
+
+
+class Params(ctypes.Structure):  # ggml_init_params
+    _fields_ = [("size", ctypes.c_size_t), ("memory", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+class Plan(ctypes.Structure):  # ggml_cplan; what other versions have behind these is zero or written by ggml
+    _fields_ = [
+        ("work_size", ctypes.c_size_t), ("work", ctypes.c_void_p), ("threads", ctypes.c_int),
+        ("rest", ctypes.c_void_p * 16),
+    ]  # fmt: skip
+
+
+def ggml(library, name, result, *arguments):
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+class Chain:
+    """x + y + y + ..., built and planned once."""
+
+    def __init__(self, folder, length, threads):
+        p, size = ctypes.c_void_p, ctypes.c_size_t
+        libraries = Path(llama_cpp.__file__).parent / "lib"
+        base, cpu = (ctypes.CDLL(str(libraries / f"libggml-{part}.so")) for part in ("base", "cpu"))
+        vector, data = ggml(base, "ggml_new_tensor_1d", p, p, ctypes.c_int, ctypes.c_int64), ggml(base, "ggml_get_data", p, p)
+        add = ggml(base, "ggml_add", p, p, p, p)
+        ggml(cpu, "ggml_cpu_init", None)()
+        room = length * 1024 + (1 << 20)
+        context = ggml(base, "ggml_init", p, Params)(Params(room, None, False))
+        x, y = vector(context, 0, 16), vector(context, 0, 16)
+        for tensor, name in ((x, "x"), (y, "y")):
+            values = numpy.load(folder / f"{name}.npy")
+            ctypes.memmove(data(tensor), values.ctypes.data, values.nbytes)
+        for _ in range(length):
+            x = add(context, x, y)
+        self.graph = ggml(base, "ggml_new_graph_custom", p, p, size, ctypes.c_bool)(context, length + 8, False)
+        ggml(base, "ggml_build_forward_expand", None, p, p)(self.graph, x)
+        self.plan = ggml(cpu, "ggml_graph_plan", Plan, p, ctypes.c_int, p)(self.graph, threads, None)
+        self.work = ctypes.create_string_buffer(self.plan.work_size + 1)
+        self.plan.work = ctypes.addressof(self.work)
+        self.compute = ggml(cpu, "ggml_graph_compute", ctypes.c_int, p, ctypes.POINTER(Plan))
+        self.values = numpy.ctypeslib.as_array(ctypes.cast(data(x), ctypes.POINTER(ctypes.c_float)), (16,))
+
+    def run(self):
+        if self.compute(self.graph, ctypes.byref(self.plan)):
+            raise SystemExit("ggml_graph_compute failed")
+
+
+def make_chain(keys):
+    length, ways = keys.number("length", 1000), {}
+    for threads in {1, keys.number("threads", 1)}:
+        ways[f"ggml-{threads}-threads" if threads > 1 else "ggml"] = Chain(Path(keys["inputs"]), length, threads)
+
+    def result(chain):
+        chain.run()
+        return {"y": chain.values.copy()}
+
+    return peer.Entry(
+        {way: chain.run for way, chain in ways.items()},
+        {way: lambda chain=chain: result(chain) for way, chain in ways.items()},
+    )
+
+
 def make(name, keys):
+    if name == "add_chain" and keys.number("program"):
+        return make_chain(keys)
     if name not in ("prompt", "generate", "load"):
         return None
     ids = [int(i) for i in numpy.load(Path(keys["inputs"]) / "ids.npy")]

@@ -50,7 +50,7 @@ static tp_status check_arguments(tp_graph *graph, const tp_lazy *loss, tp_lazy *
 /* ---- the walk ---- */
 
 static tp_lazy *node_at(const tpi_reverse *reverse, uint32_t id) {
-    return reverse->graph->nodes[id];
+    return reverse->graph->tape.nodes[id];
 }
 
 /* Marks what depends on a wanted node, upwards from `first`. Integers carry no gradient. */
@@ -152,7 +152,7 @@ static tp_status run(tpi_reverse *reverse, tp_lazy *const *wrt, int n, tp_lazy *
  */
 static tp_status fail_graph(tp_graph *graph, tp_status status) {
     if (graph->status != TP_OK) return sticky(graph);
-    tpi_fail_within(status, "grad (call %zu)", graph->count);
+    tpi_fail_within(status, "grad (call %zu)", graph->tape.count);
     tpi_graph_fail(graph, status, "%s", tp_error_message());
     return status;
 }

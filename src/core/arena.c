@@ -53,6 +53,14 @@ void *tpi_arena_array(tpi_arena *arena, size_t count, size_t size) {
     return array;
 }
 
+void tpi_arena_rewind(tpi_arena *arena, void *at) {
+    const char *from = at;
+    tpi_chunk *chunk = arena->first;
+    while (from <= (char *)chunk || from >= (char *)chunk + chunk->bytes) chunk = chunk->next;
+    enter(arena, chunk);
+    arena->next = at;
+}
+
 void tpi_arena_reset(tpi_arena *arena, size_t keep) {
     size_t kept = 0;
     for (tpi_chunk **link = &arena->first, *chunk; (chunk = *link);) {

@@ -28,6 +28,9 @@ static inline void *tpi_arena_take(tpi_arena *arena, size_t bytes) {
 /* Cleared, for `count` elements; NULL also when the size overflows. */
 void *tpi_arena_array(tpi_arena *arena, size_t count, size_t size);
 
+/* Forgets what was taken from `at` on, which was taken from this arena; its chunks are used again. */
+void tpi_arena_rewind(tpi_arena *arena, void *at);
+
 /* Forgets the contents; keeps up to `keep` bytes of chunks for reuse. */
 void tpi_arena_reset(tpi_arena *arena, size_t keep);
 void tpi_arena_release(tpi_arena *arena);

@@ -22,7 +22,7 @@
 
 #define LONGEST_CHUNK  2048 /* on a device that rereads its weights for every chunk */
 #define HOST_CHUNK     256  /* on the host, whose caches hold a chunk's activations; most that is padded */
-#define SHORTEST_CHUNK 16
+#define SHORTEST_CHUNK 16   /* on a device, whose products have tiles of so many rows */
 #define LEAST_CAPACITY 64
 
 struct tp_generator {
@@ -233,13 +233,19 @@ static tp_status run_step(run *r) {
     return tp_program_run(*step, r->outcome.of);
 }
 
+/* A chunk's rows. The host's products take longer with each row, so few stay few there. */
+static int64_t padded_length(const tp_generator *g, int64_t count) {
+    if (count == 1) return 1;
+    return round_up(tpi_is_host(tp_model_device(g->model)) ? 1 : SHORTEST_CHUNK, count);
+}
+
 /* Tokens of the prompt, padded. */
 static tp_status read_chunk(run *r, const int32_t *ids, int64_t count) {
     tp_generator *g = r->generator;
     int32_t padded[LONGEST_CHUNK] = {0};
     const int32_t row = (int32_t)count - 1;
     memcpy(padded, ids, (size_t)count * sizeof *ids);
-    const int64_t shape[] = {1, count == 1 ? 1 : round_up(SHORTEST_CHUNK, count)};
+    const int64_t shape[] = {1, padded_length(g, count)};
     TPI_TRY(reserve(g, r->position, r->position + shape[1]));
     TPI_TRY(tp_tensor_write(g->row, &row, sizeof row));
     tp_tensor *tokens;

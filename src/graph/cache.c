@@ -130,12 +130,12 @@ static void explain_miss(const tp_graph *graph, const tpi_order *order, const tp
 }
 
 /* Takes over a reference; the graph keeps it until it uses another plan. */
-static tpi_plan *remember(tp_graph *graph, tpi_plan *plan) {
-    tpi_plan_release(graph->last_plan);
-    return graph->last_plan = plan;
+static void remember(tp_graph *graph, tpi_plan *plan) {
+    tpi_plan_release(graph->tape.plan);
+    graph->tape.plan = plan;
 }
 
-static tp_status plan_anew(tp_graph *graph, const tpi_order *order, tpi_plan **out) {
+static tp_status plan_anew(tp_graph *graph, const tpi_order *order) {
     tpi_plan_cache *cache = graph->context->cache;
     tpi_plan *plan;
     TPI_TRY(tpi_plan_build(graph, order, &plan));
@@ -143,25 +143,36 @@ static tp_status plan_anew(tp_graph *graph, const tpi_order *order, tpi_plan **o
     cache->misses++;
     insert(cache, plan);
     pthread_mutex_unlock(&cache->lock);
-    *out = remember(graph, plan);
+    remember(graph, plan);
     return TP_OK;
 }
 
-tp_status tpi_plan_find(tp_graph *graph, const tpi_order *order, tpi_plan **out) {
+/* A plan that other graphs or earlier recordings made; NULL if there is none. */
+static tpi_plan *cached_plan(tp_graph *graph, const tpi_order *order) {
     tpi_plan_cache *cache = graph->context->cache;
-    tpi_plan *plan = graph->last_plan;
-    *out = NULL;
-    if (!plan || !tpi_key_equal(graph, order, plan)) {
-        pthread_mutex_lock(&cache->lock);
-        plan = lookup(cache, graph, order);
-        if (!plan) explain_miss(graph, order, cache);
-        pthread_mutex_unlock(&cache->lock);
-        if (!plan) return plan_anew(graph, order, out);
+    pthread_mutex_lock(&cache->lock);
+    tpi_plan *plan = lookup(cache, graph, order);
+    if (!plan) explain_miss(graph, order, cache);
+    pthread_mutex_unlock(&cache->lock);
+    return plan;
+}
+
+static tp_status find(tp_graph *graph, const tpi_order *order) {
+    const tpi_plan *last = graph->tape.plan;
+    if (!last || !(order->repeated || tpi_key_equal(graph, order, last))) {
+        tpi_plan *plan = cached_plan(graph, order);
+        if (!plan) return plan_anew(graph, order);
         remember(graph, plan);
     }
-    atomic_fetch_add_explicit(&cache->hits, 1, memory_order_relaxed);
-    if (graph->context->check_plans) TPI_TRY(check_again(graph, order, plan));
-    *out = plan;
+    atomic_fetch_add_explicit(&graph->context->cache->hits, 1, memory_order_relaxed);
+    return graph->context->check_plans ? check_again(graph, order, graph->tape.plan) : TP_OK;
+}
+
+tp_status tpi_plan_find(tp_graph *graph, const tpi_order *order, tpi_plan **out) {
+    *out = NULL;
+    TPI_TRY(find(graph, order));
+    graph->tape.planned = graph->evaluated ? 0 : order->count;
+    *out = graph->tape.plan;
     return TP_OK;
 }
 

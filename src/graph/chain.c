@@ -55,7 +55,8 @@ static int append(chain *c, const chain *from) {
     return STEP0 + c->n_steps - 1;
 }
 
-/* Gives registers. Inputs have registers 0 ... n_in-1 at the start; one is free again after its last use. */
+/* Gives registers. Inputs keep registers 0 ... n_in-1, so that they are read where they lie; a result's is
+ * free again after its last use. */
 static bool assign_registers(const chain *c, tpi_attr_chain *attr) {
     int last[STEP0 + TPI_CHAIN_LENGTH], reg[STEP0 + TPI_CHAIN_LENGTH];
     unsigned busy = (1u << c->n_in) - 1;
@@ -69,7 +70,7 @@ static bool assign_registers(const chain *c, tpi_attr_chain *attr) {
         step.b = (uint8_t)reg[operands[1]];
         step.c = (uint8_t)reg[operands[2]];
         for (int k = 0; k < 3; k++)
-            if (last[operands[k]] == i) busy &= ~(1u << reg[operands[k]]);
+            if (operands[k] >= STEP0 && last[operands[k]] == i) busy &= ~(1u << reg[operands[k]]);
         int free_register = __builtin_ctz(~busy);
         if (free_register >= TPI_CHAIN_REGISTERS) return false;
         busy |= 1u << free_register;

@@ -34,7 +34,7 @@ static tp_status check_leaves(const tpi_order *order, const tpi_plan *plan) {
 static tp_status check_devices(const tp_graph *graph, tp_lazy *const *outputs, int n) {
     const tp_lazy *first = n > 0 ? outputs[0] : NULL;
     for (size_t i = 0; i < (size_t)n + graph->assigned_count; i++) {
-        const tp_lazy *node = i < (size_t)n ? outputs[i] : graph->nodes[graph->assigned[i - (size_t)n]];
+        const tp_lazy *node = i < (size_t)n ? outputs[i] : graph->tape.nodes[graph->assigned[i - (size_t)n]];
         if (!first) first = node;
         if (node->device != first->device)
             return tpi_fail(TP_EINVAL,
@@ -70,24 +70,34 @@ tp_status tpi_find_plan(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_ord
 
 /* ---- evaluating ---- */
 
-/* An evaluated operation is a leaf and cannot run again, so its further outputs that were recorded are
- * evaluated with output 0. */
-static tp_status add_parts(tp_graph *graph, tp_lazy *const **outputs, int *n) {
-    size_t total = (size_t)*n;
-    for (int i = 0; i < *n; i++)
-        for (tp_lazy *part = (*outputs)[i]->parts; part && !(*outputs)[i]->value; part = part->parts)
-            total += !part->value;
-    if (total == (size_t)*n) return TP_OK;
-    if (total > INT_MAX) return tpi_fail(TP_EINVAL, "eval: %zu outputs are too many", total);
-    TPI_TRY(tpi_grow(&graph->outputs, &graph->outputs_capacity, total, sizeof(tp_lazy *)));
-    memcpy(graph->outputs, *outputs, (size_t)*n * sizeof(tp_lazy *));
-    tp_lazy **next = graph->outputs + *n;
-    for (int i = 0; i < *n; i++)
-        for (tp_lazy *part = (*outputs)[i]->parts; part && !(*outputs)[i]->value; part = part->parts)
-            if (!part->value) *next++ = part;
-    *outputs = graph->outputs;
-    *n = (int)total;
+static void set_asked(tp_lazy *const *outputs, int n, bool asked) {
+    for (int i = 0; i < n; i++) outputs[i]->asked = asked;
+}
+
+/* Appends to the outputs, of which the caller gave the first `n`. */
+static tp_status push_output(tp_graph *graph, tp_lazy *const *outputs, int n, int *total, tp_lazy *more) {
+    if (*total == INT_MAX) return tpi_fail(TP_EINVAL, "eval: more than %d outputs", INT_MAX);
+    TPI_TRY(tpi_grow(&graph->outputs, &graph->outputs_capacity, (size_t)*total + 1, sizeof(tp_lazy *)));
+    if (*total == n) memcpy(graph->outputs, outputs, (size_t)n * sizeof(tp_lazy *));
+    graph->outputs[(*total)++] = more;
+    more->asked = true;
     return TP_OK;
+}
+
+/* An evaluated operation is a leaf and cannot run again, so its further outputs that were recorded are
+ * evaluated with output 0, where they are not asked for anyway. */
+static tp_status add_parts(tp_graph *graph, tp_lazy *const **outputs, int *n) {
+    tp_status status = TP_OK;
+    int total = *n;
+    set_asked(*outputs, *n, true);
+    for (int i = 0; i < *n; i++)
+        for (tp_lazy *part = (*outputs)[i]->parts; part && !(*outputs)[i]->value; part = part->parts)
+            if (status == TP_OK && !part->value && !part->asked)
+                status = push_output(graph, *outputs, *n, &total, part);
+    if (total > *n) *outputs = graph->outputs;
+    *n = total;
+    set_asked(*outputs, total, false);
+    return status;
 }
 
 /* Evaluates what the first node that comes from another device is a copy of, and makes it a leaf: a plan has
@@ -151,7 +161,7 @@ static void commit(request *r, tp_tensor **results) {
     const tpi_plan *plan = e->run.plan;
     for (uint32_t i = 0; i < plan->n_assigned; i++) { /* of two to one state, the first is stale at once */
         tp_tensor *state = tp_tensor_retain(tpi_evaluation_advance(e, i));
-        tpi_node_become_leaf(graph->nodes[graph->assigned[i]], state);
+        tpi_node_become_leaf(graph->tape.nodes[graph->assigned[i]], state);
     }
     for (uint32_t i = 0; i < plan->n_results; i++) {
         if (results && i < r->n_wanted) results[i] = tp_tensor_retain(e->results[i]);
@@ -160,7 +170,7 @@ static void commit(request *r, tp_tensor **results) {
         e->results[i] = NULL;
     }
     graph->assigned_count = 0;
-    graph->evaluated_bytes = graph->arena.bytes;
+    graph->evaluated_bytes = graph->tape.arena.bytes;
 }
 
 static tp_status evaluate(tp_graph *graph, tp_lazy *const *outputs, int n, tp_tensor **results, bool queued,

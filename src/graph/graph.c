@@ -25,48 +25,64 @@ tp_status tp_graph_create(tp_graph **out, tp_context *ctx) {
 }
 
 static void release_values(tp_graph *graph) {
-    for (tp_lazy *node = graph->valued; node; node = node->next_valued) tp_tensor_release(node->value);
+    for (tp_lazy *node = graph->valued; node; node = node->next_valued) {
+        tp_tensor_release(node->value);
+        node->value = NULL;
+        if (node->operation) tpi_node_become_operation(node);
+    }
     graph->valued = NULL;
+    graph->evaluated = false;
+}
+
+static void release_tape(tpi_tape *tape) {
+    tpi_arena_release(&tape->arena);
+    tpi_free(tape->nodes);
+    tpi_free(tape->order);
+    tpi_plan_release(tape->plan);
 }
 
 void tp_graph_destroy(tp_graph *graph) {
     if (!graph) return;
     tpi_queue_drain(graph->context->queue);
     release_values(graph);
-    tpi_arena_release(&graph->arena);
-    tpi_arena_release(&graph->quarantine);
-    tpi_free(graph->nodes);
+    release_tape(&graph->tape);
+    release_tape(&graph->quarantine);
     tpi_free(graph->leaves.entries);
     tpi_free(graph->assigned);
     tpi_free(graph->marks);
-    tpi_free(graph->order);
     tpi_free(graph->outputs);
     tpi_free(graph->pointers);
-    tpi_plan_release(graph->last_plan);
     tpi_free(graph);
 }
 
-/* Debug builds keep the last generation's nodes readable, so that a stale handle is reported, not followed.
- */
-static void retire_nodes(tp_graph *graph) {
-#ifndef NDEBUG
-    tpi_arena old = graph->quarantine;
-    graph->quarantine = graph->arena;
-    graph->arena = old;
-#endif
-    tpi_arena_reset(&graph->arena, KEEP_BYTES);
+/* A long recording is given back, or one large graph would hold its memory for ever: then nothing stands. */
+static void shrink(tp_graph *graph) {
+    tpi_tape *tape = &graph->tape;
+    const bool many = tape->capacity > KEEP_NODES;
+    if (!many && tape->arena.bytes <= KEEP_BYTES) return;
+    tape->standing = tape->planned = 0;
+    tpi_arena_reset(&tape->arena, KEEP_BYTES);
+    if (!many) return;
+    tpi_free(tape->nodes);
+    tpi_free(tape->order);
+    tpi_free(graph->marks);
+    tape->nodes = tape->order = NULL;
+    graph->marks = NULL;
+    tape->capacity = tape->order_capacity = graph->marks_capacity = 0;
 }
 
-/* A long recording's tables are given back, or one large graph would hold its memory for ever. */
-static void shrink_tables(tp_graph *graph) {
-    if (graph->capacity <= KEEP_NODES) return;
-    tpi_free(graph->nodes);
-    tpi_free(graph->marks);
-    tpi_free(graph->order);
-    graph->nodes = NULL;
-    graph->marks = NULL;
-    graph->order = NULL;
-    graph->capacity = graph->marks_capacity = graph->order_capacity = 0;
+/* What was recorded stands from here on. Debug builds let two recordings take turns and so keep the last
+ * one's nodes readable: a stale handle is reported, not followed. */
+static void retire_tape(tp_graph *graph) {
+    tpi_tape *tape = &graph->tape;
+    if (tape->standing < tape->count) tape->standing = tape->count;
+    tape->count = 0;
+    shrink(graph);
+#ifndef NDEBUG
+    const tpi_tape last = *tape;
+    *tape = graph->quarantine;
+    graph->quarantine = last;
+#endif
 }
 
 /* Generations wrap after 2^32 resets: then the map is emptied for real. */
@@ -81,10 +97,9 @@ static void next_generation(tp_graph *graph) {
 void tp_graph_reset(tp_graph *graph) {
     if (!graph) return;
     release_values(graph);
-    retire_nodes(graph);
-    shrink_tables(graph);
+    retire_tape(graph);
     next_generation(graph);
-    graph->count = graph->assigned_count = graph->evaluated_bytes = 0;
+    graph->assigned_count = graph->evaluated_bytes = 0;
     graph->segment = graph->segments = 0;
     graph->warned = false;
     graph->status = TP_OK;
@@ -92,7 +107,7 @@ void tp_graph_reset(tp_graph *graph) {
 }
 
 size_t tp_graph_size(const tp_graph *graph) {
-    return graph ? graph->count : 0;
+    return graph ? graph->tape.count : 0;
 }
 tp_context *tp_graph_context(const tp_graph *graph) {
     return graph ? graph->context : NULL;

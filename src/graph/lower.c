@@ -212,7 +212,7 @@ static tp_status lower_ends(lowering *low, tp_graph *graph) {
     ir->assignments = tpi_arena_array(ir->arena, ir->n_assignments + 1, sizeof *ir->assignments);
     if (!ir->outputs || !ir->assignments) return TP_ENOMEM;
     for (size_t i = 0; i < ir->n_assignments; i++) {
-        const tp_lazy *node = graph->nodes[graph->assigned[i]];
+        const tp_lazy *node = graph->tape.nodes[graph->assigned[i]];
         ir->assignments[i] = (tpi_assignment){input_value(low, node, 0), input_value(low, node, 1)};
         ir->values[ir->assignments[i].leaf].uses++;
         ir->values[ir->assignments[i].value].uses++;

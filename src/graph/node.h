@@ -31,20 +31,25 @@ typedef struct tpi_attr_leaf {
 
 struct tp_lazy {
     tp_graph *graph;
-    tp_tensor *value; /* owned */
     tp_device *device;
-    uint64_t hash;    /* of the record */
-    uint64_t version; /* leaves: the storage's version when recorded */
+    tp_tensor *value;     /* owned */
+    uint64_t version;     /* leaves: the storage's version when recorded */
+    uint64_t operation;   /* evaluated nodes: the head of the record that they had before; else 0 */
+    tp_lazy *next_valued; /* the next node of the graph that owns a tensor */
+    uint64_t hash;        /* of the record */
+    tp_lazy *sibling;     /* leaves: the next leaf of the same storage */
+    tp_lazy *parts;       /* its further outputs, from the last recorded on; a further output's: the rest */
     uint32_t id;
+    uint16_t record_words; /* size of the record behind its head */
+    bool asked;            /* while an evaluation collects its outputs: it is one of them */
     uint32_t generation;   /* the graph's when recorded: a mismatch is use after reset */
     uint32_t segment;      /* recompute segment, 0: none */
-    uint32_t record_words; /* size of the record behind its head */
-    tp_lazy *sibling;      /* leaves: the next leaf of the same storage */
-    tp_lazy *parts;        /* its further outputs, from the last recorded on; a further output's: the rest */
-    tp_lazy *next_valued;  /* the next node of the graph that owns a tensor */
     tpi_record record;
 };
 
+static inline uint16_t tpi_record_size(const tpi_record *head) { /* words behind it */
+    return (uint16_t)(head->rank + (head->n_in + 1u) / 2u + head->n_attr);
+}
 static inline const int64_t *tpi_node_shape(const tp_lazy *node) {
     return (const int64_t *)node->record.words;
 }

@@ -68,7 +68,8 @@ typedef struct tpi_order {
     tp_lazy *const *outputs;
     int n_outputs;
     uint64_t hash;
-    bool crosses; /* a node is copied from another device */
+    bool crosses;  /* a node is copied from another device */
+    bool repeated; /* it is the order that the tape's plan was made for */
 } tpi_order;
 
 /* The device of all nodes but those that are copied from another. */

@@ -1,5 +1,5 @@
 /* Recording: a node is a few words in an arena, hashed while it is written. */
-#include "graph/graph.h"
+#include "graph/repeat.h"
 #include "core/alloc.h"
 #include "core/hash.h"
 
@@ -13,7 +13,7 @@
 #define INPUT_ON_STACK  8
 
 tp_lazy *tpi_node_input(const tp_lazy *node, int k) {
-    return node->graph->nodes[node->id - tpi_node_distances(node)[k]];
+    return node->graph->tape.nodes[node->id - tpi_node_distances(node)[k]];
 }
 
 int64_t tpi_node_count(const tp_lazy *node) {
@@ -24,9 +24,11 @@ int64_t tpi_node_count(const tp_lazy *node) {
 
 /* ---- errors ---- */
 
+/* With nothing left to repeat, every further node takes the way that looks at the status. */
 static tp_lazy *stick(tp_graph *graph, tp_status status) {
     if (!graph || graph->status != TP_OK) return NULL;
     graph->status = status;
+    tpi_repeat_end(&graph->tape);
     snprintf(graph->message, sizeof graph->message, "%s", tp_error_message());
     if (graph->context->strict) tpi_log(graph->context, TP_LOG_WARN, "recording: %s", graph->message);
     return NULL;
@@ -43,40 +45,45 @@ tp_lazy *tpi_graph_fail(tp_graph *graph, tp_status status, const char *format, .
 /* ---- nodes ---- */
 
 static void warn_if_large(tp_graph *graph) {
-    if (graph->warned || graph->arena.bytes < graph->evaluated_bytes + WARN_BYTES) return;
+    const tpi_tape *tape = &graph->tape;
+    if (graph->warned || tape->arena.bytes < graph->evaluated_bytes + WARN_BYTES) return;
     graph->warned = true;
     tpi_log(graph->context, TP_LOG_WARN, "graph: %zu nodes in %zu MiB recorded without an evaluation",
-            graph->count, graph->arena.bytes >> 20);
+            tape->count, tape->arena.bytes >> 20);
 }
 
 /* A node with room for its record; shape, distances and attributes are still to be filled in. */
 static tp_lazy *new_node(tp_graph *graph, tp_device *device, tpi_op op, const tpi_signature *out, int n_in,
                          size_t attr_bytes) {
-    size_t words = out->rank + ((size_t)n_in + 1) / 2 + attr_bytes / 8;
-    if (graph->count >= MAX_GRAPH_NODES) {
-        tpi_fail(TP_ENOMEM, "graph: %zu nodes are the most there can be", graph->count);
+    tpi_tape *tape = &graph->tape;
+    const tpi_record head = {(uint16_t)op,
+                             out->dtype,
+                             out->rank,
+                             (uint8_t)n_in,
+                             (uint8_t)(attr_bytes / 8),
+                             (uint16_t)(device->index + 1)};
+    const uint16_t words = tpi_record_size(&head);
+    tpi_repeat_end(tape);
+    if (tape->count >= MAX_GRAPH_NODES) {
+        tpi_fail(TP_ENOMEM, "graph: %zu nodes are the most there can be", tape->count);
         return NULL;
     }
-    if (graph->count == graph->capacity &&
-        tpi_grow(&graph->nodes, &graph->capacity, graph->count + 1, sizeof(tp_lazy *)) != TP_OK)
+    if (tape->count == tape->capacity &&
+        tpi_grow(&tape->nodes, &tape->capacity, tape->count + 1, sizeof(tp_lazy *)) != TP_OK)
         return NULL;
-    tp_lazy *node = tpi_arena_take(&graph->arena, sizeof *node + words * 8);
+    tp_lazy *node = tpi_arena_take(&tape->arena, sizeof *node + (size_t)words * 8);
     if (!node) return NULL;
     node->graph = graph;
     node->device = device;
     node->value = NULL;
-    node->version = 0;
-    node->id = (uint32_t)graph->count;
+    node->version = node->operation = 0;
+    node->id = (uint32_t)tape->count;
     node->generation = graph->generation;
     node->segment = graph->segment;
-    node->record_words = (uint32_t)words;
+    node->record_words = words;
+    node->asked = false;
     node->sibling = node->parts = node->next_valued = NULL;
-    node->record = (tpi_record){(uint16_t)op,
-                                out->dtype,
-                                out->rank,
-                                (uint8_t)n_in,
-                                (uint8_t)(attr_bytes / 8),
-                                (uint16_t)(device->index + 1)};
+    node->record = head;
     for (int d = 0; d < out->rank; d++) node->record.words[d] = (uint64_t)out->shape[d];
     if (n_in & 1) node->record.words[out->rank + n_in / 2] = 0; /* the odd distance's padding */
     return node;
@@ -90,7 +97,7 @@ static void hash_node(tp_lazy *node) {
 
 static tp_lazy *append(tp_graph *graph, tp_lazy *node) {
     hash_node(node);
-    graph->nodes[graph->count++] = node;
+    graph->tape.nodes[graph->tape.count++] = node;
     warn_if_large(graph);
     return node;
 }
@@ -139,20 +146,17 @@ static tp_status infer(tpi_infer *call, tp_lazy *const *inputs) {
 }
 
 static tp_lazy *fail_operation(tp_graph *graph, tpi_op op, tp_status status) {
-    tpi_fail_within(status, "%s (call %zu)", tpi_ops[op].name, graph->count);
+    tpi_fail_within(status, "%s (call %zu)", tpi_ops[op].name, graph->tape.count);
     return stick(graph, status);
 }
 
-tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
-                       const void *attr, size_t attr_bytes) {
+tp_lazy *tpi_record_anew(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
+                         const void *attr, size_t attr_bytes) {
     const tpi_op_desc *desc = &tpi_ops[op];
     for (int k = 0; k < n_in; k++)
         if (!inputs[k]) return NULL;
-    if (n_in > 0) {
-        if (!graph) graph = inputs[0]->graph;
-        if (!device) device = inputs[0]->device;
-    }
     if (!graph || graph->status != TP_OK) return NULL;
+    if (!device && n_in > 0) device = inputs[0]->device;
     if (!device) return tpi_graph_fail(graph, TP_EINVAL, "%s: device is NULL", desc->name);
     tpi_infer call;
     call.op = op, call.n_in = n_in, call.attr = attr_bytes ? attr : NULL;
@@ -167,6 +171,13 @@ tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *c
     return append(graph, node);
 }
 
+tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
+                       const void *attr, size_t attr_bytes) {
+    if (!graph && n_in > 0 && inputs[0]) graph = inputs[0]->graph;
+    tp_lazy *node = graph ? tpi_repeat(graph, device, op, NULL, inputs, n_in, attr, attr_bytes) : NULL;
+    return node ? node : tpi_record_anew(graph, device, op, inputs, n_in, attr, attr_bytes);
+}
+
 /* The signature of a further output is inferred again: it is asked for rarely, and nodes stay small. */
 static tp_status infer_part(tp_lazy *producer, int index, tpi_infer *call) {
     tp_lazy *inputs[TPI_MAX_IN];
@@ -179,8 +190,7 @@ static tp_status infer_part(tp_lazy *producer, int index, tpi_infer *call) {
     return infer(call, inputs);
 }
 
-tp_lazy *tpi_record_part(tp_lazy *producer, int index) {
-    if (!producer || producer->graph->status != TP_OK) return NULL;
+static tp_lazy *part_anew(tp_lazy *producer, int index) {
     tp_graph *graph = producer->graph;
     tpi_infer call;
     tp_status status = infer_part(producer, index, &call);
@@ -189,9 +199,21 @@ tp_lazy *tpi_record_part(tp_lazy *producer, int index) {
     if (!node) return fail_operation(graph, TPI_PART, status == TP_OK ? TP_ENOMEM : status);
     node->record.words[out->rank] = node->id - producer->id; /* one distance, padded */
     node->record.words[out->rank + 1] = (uint64_t)index;
+    return append(graph, node);
+}
+
+tp_lazy *tpi_record_part(tp_lazy *producer, int index) {
+    if (!producer || producer->graph->status != TP_OK) return NULL;
+    tp_graph *graph = producer->graph;
+    const tpi_attr_index attr = {index};
+    tp_lazy *node = NULL;
+    if (!producer->value)
+        node = tpi_repeat(graph, producer->device, TPI_PART, NULL, &producer, 1, &attr, sizeof attr);
+    if (!node) node = part_anew(producer, index);
+    if (!node) return NULL;
     node->parts = producer->parts;
     producer->parts = node;
-    return append(graph, node);
+    return node;
 }
 
 /* ---- leaves ---- */
@@ -226,6 +248,8 @@ static void enter_leaf(tp_graph *graph, tpi_leaf_entry *entry, tp_lazy *leaf) {
 
 /* The storage is fresh, or its older leaves are stale: the node takes the place of the first leaf. */
 void tpi_node_become_leaf(tp_lazy *node, tp_tensor *value) {
+    memcpy(&node->operation, &node->record, sizeof node->operation);
+    node->graph->evaluated = true;
     node->record.op = TPI_LEAF;
     node->record.n_in = node->record.n_attr = 0;
     node->record_words = node->record.rank;
@@ -234,28 +258,41 @@ void tpi_node_become_leaf(tp_lazy *node, tp_tensor *value) {
     enter_leaf(node->graph, leaf_entry(node->graph, value->storage), node);
 }
 
+/* The words behind the head are still the operation's. */
+void tpi_node_become_operation(tp_lazy *node) {
+    memcpy(&node->record, &node->operation, sizeof node->operation);
+    node->operation = 0;
+    node->record_words = tpi_record_size(&node->record);
+    hash_node(node);
+}
+
+/* `first`: the first leaf of the same storage, if there is one. */
 static tp_lazy *new_leaf(tp_graph *graph, tp_tensor *tensor, const tp_lazy *first) {
     const tpi_signature out = {(uint8_t)tensor->dtype, (uint8_t)tensor->rank, tensor->shape};
-    bool plain = tensor->contiguous && !first;
-    tp_lazy *node =
-        new_node(graph, tensor->storage->device, TPI_LEAF, &out, 0, plain ? 0 : sizeof(tpi_attr_leaf));
-    if (!node) return NULL;
-    if (!plain) {
-        TPI_ATTR(tpi_attr_leaf, attr);
+    tp_device *device = tensor->storage->device;
+    TPI_ATTR(tpi_attr_leaf, attr);
+    const size_t attr_bytes = tensor->contiguous && !first ? 0 : sizeof attr;
+    if (attr_bytes) {
         memcpy(attr.stride, tensor->stride, (size_t)tensor->rank * sizeof(int64_t));
-        attr.alias = first ? node->id - first->id : 0;
-        memcpy(node->record.words + tensor->rank, &attr, sizeof attr);
+        attr.alias = first ? (int64_t)(graph->tape.count - first->id) : 0;
+    }
+    tp_lazy *node = tpi_repeat(graph, device, TPI_LEAF, &out, NULL, 0, &attr, attr_bytes);
+    if (!node) {
+        if (!(node = new_node(graph, device, TPI_LEAF, &out, 0, attr_bytes))) return NULL;
+        memcpy(node->record.words + tensor->rank, &attr, attr_bytes);
+        append(graph, node);
     }
     set_value(node, tp_tensor_retain(tensor));
-    return append(graph, node);
+    return node;
 }
 
 tp_lazy *tp_lazy_from_tensor(tp_graph *graph, tp_tensor *tensor) {
     if (!graph || graph->status != TP_OK) return NULL;
-    if (!tensor) return tpi_graph_fail(graph, TP_EINVAL, "leaf (call %zu): tensor is NULL", graph->count);
+    if (!tensor)
+        return tpi_graph_fail(graph, TP_EINVAL, "leaf (call %zu): tensor is NULL", graph->tape.count);
     if (tensor->storage->device->context != graph->context)
         return tpi_graph_fail(graph, TP_EGRAPH, "leaf (call %zu): the tensor belongs to another context",
-                              graph->count);
+                              graph->tape.count);
     if (tpi_leaves_reserve(graph, 1) != TP_OK) return stick(graph, TP_ENOMEM);
     tpi_leaf_entry *entry = leaf_entry(graph, tensor->storage);
     bool known = entry->generation == graph->generation;
@@ -277,7 +314,7 @@ tp_lazy *tp_lazy_from_slice(tp_graph *graph, tp_device *device, tp_dtype dtype, 
     if (!graph || graph->status != TP_OK) return NULL;
     tp_tensor *tensor;
     tp_status status = data ? tp_tensor_from_data(device, dtype, rank, shape, data, &tensor)
-                            : tpi_fail(TP_EINVAL, "leaf (call %zu): data is NULL", graph->count);
+                            : tpi_fail(TP_EINVAL, "leaf (call %zu): data is NULL", graph->tape.count);
     if (status != TP_OK) return stick(graph, status);
     tp_lazy *leaf = tp_lazy_from_tensor(graph, tensor);
     tp_tensor_release(tensor);
@@ -293,7 +330,7 @@ tp_lazy *tp_lazy_assign(tp_lazy *state, tp_lazy *value) {
                 graph, TP_EINVAL,
                 "assign (call %zu): state must be a leaf of a contiguous tensor that owns its "
                 "memory",
-                graph->count);
+                graph->tape.count);
         tp_status status = tpi_grow(&graph->assigned, &graph->assigned_capacity, graph->assigned_count + 1,
                                     sizeof(uint32_t));
         if (status != TP_OK) return stick(graph, status);

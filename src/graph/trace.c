@@ -61,8 +61,8 @@ tp_status tp_graph_trace(tp_graph *graph, tp_trace_format format, char **out) {
     if ((unsigned)format >= sizeof formats / sizeof formats[0])
         return tpi_fail(TP_EINVAL, "tp_graph_trace: format %d does not exist", (int)format);
     put(&w, "%s", formats[format].begin);
-    for (size_t i = 0; i < graph->count; i++) {
-        const tp_lazy *node = graph->nodes[i];
+    for (size_t i = 0; i < graph->tape.count; i++) {
+        const tp_lazy *node = graph->tape.nodes[i];
         char shape[TPI_SHAPE_TEXT];
         formats[format].node(&w, node, tpi_shape_text(node->record.rank, tpi_node_shape(node), shape));
     }

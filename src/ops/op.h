@@ -93,7 +93,8 @@ typedef struct tpi_attr_adamw {
 } tpi_attr_adamw;
 
 /* A fused pointwise chain: instruction i computes op(register a, b, c; s) in f32 into register dst. Registers
- * 0 ... n_in-1 hold the inputs, converted to f32; the last instruction's register is the output. */
+ * 0 ... n_in-1 hold the inputs, converted to f32, and nothing else; the last instruction's register is the
+ * output. */
 #define TPI_CHAIN_INPUTS    8
 #define TPI_CHAIN_REGISTERS 16
 #define TPI_CHAIN_LENGTH    32

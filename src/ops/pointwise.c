@@ -1,5 +1,6 @@
 /* Pointwise operations: the output has the broadcast shape of the inputs. Also values:
  * fill and assignment. */
+#include "graph/repeat.h"
 #include "ops/check.h"
 
 #include <string.h>
@@ -116,16 +117,16 @@ tp_status tpi_infer_cast(tpi_infer *call) {
 
 #define UNARY(NAME, name)                                                                                    \
     tp_lazy *tp_lazy_##name(tp_lazy *x) {                                                                    \
-        return tpi_record_op(NULL, NULL, TPI_##NAME, &x, 1, NULL, 0);                                        \
+        return tpi_record_inline(TPI_##NAME, &x, 1, NULL, 0);                                                \
     }
 #define SCALAR(NAME, name)                                                                                   \
     tp_lazy *tp_lazy_##name(tp_lazy *x, double s) {                                                          \
         const tpi_attr_scalar attr = {s};                                                                    \
-        return TPI_RECORD(TPI_##NAME, &x, 1, attr);                                                          \
+        return tpi_record_inline(TPI_##NAME, &x, 1, &attr, sizeof attr);                                     \
     }
 #define BINARY(NAME, name)                                                                                   \
     tp_lazy *tp_lazy_##name(tp_lazy *a, tp_lazy *b) {                                                        \
-        return tpi_record_op(NULL, NULL, TPI_##NAME, (tp_lazy *[]){a, b}, 2, NULL, 0);                       \
+        return tpi_record_inline(TPI_##NAME, (tp_lazy *[]){a, b}, 2, NULL, 0);                               \
     }
 
 UNARY(NEG, neg)

@@ -83,17 +83,17 @@ static void soften_row(const attention *p, const block *w, int64_t r, int64_t ba
     first = most(first, base), end = least(end, base + n);
     float top = w->top[r];
     if (first < end) {
-        scale_scores(p, w->b, w->h, w->t + r, base, first, end, scores);
+        scale_scores(p, 1.0f, w->b, w->h, w->t + r, base, first, end, scores);
         top = fmaxf(top, row_max(scores + (first - base), end - first));
     }
     if (first >= end || top == -INFINITY) {
         memset(scores, 0, sizeof(float) * (size_t)n);
         return;
     }
-    float sum, *x = scores + (first - base), kept = expf(w->top[r] - top);
+    float sum, *x = scores + (first - base), kept = top == w->top[r] ? 1.0f : expf(w->top[r] - top);
     vf shift = v_set(top);
     ROW_SUM(sum, end - first, {
-        vf e = v_exp(row_get(x, i, part) - shift);
+        vf e = v_exp_term(row_get(x, i, part) - shift);
         v_put(x, TP_F32, i, e, part);
         term = part < VW ? v_keep(e, part) : e;
     });
@@ -103,6 +103,40 @@ static void soften_row(const attention *p, const block *w, int64_t r, int64_t ba
     if (kept == 1.0f) return;
     for (int64_t i = 0; i < w->d; i += VW)
         v_store(w->out + r * w->d + i, v_load(w->out + r * w->d + i) * v_set(kept));
+}
+
+/* Packs the block's queries, scaled: the scores of all keys need not be then. */
+static void pack_queries(const attention *p, const block *w) {
+    tpi_matrix q = head_matrix(p, 0, w->b, w->h);
+    const vf scale = v_set((float)p->attr->scale);
+    const int64_t floats = round_up(w->rows, MR) * p->size; /* a buffer of QUERIES · d: whole vectors */
+    TPI_SIMD(pack_a)(&q, w->t, 0, w->rows, p->size, w->q, MR * p->size);
+    for (int64_t i = 0; i < floats; i += VW) v_store(w->q + i, v_load(w->q + i) * scale);
+}
+
+/* Scores of the keys [base, base + n), a panel at a time and without the tiles of rows that see none of it.
+ */
+static void score(const attention *p, const block *w, const float *keys, int64_t base, int64_t n) {
+    for (int64_t j = 0; j < n; j += NR) {
+        int64_t r = least(first_query(p, w->b, w->t, base + j), w->rows) / MR * MR;
+        TPI_SIMD(gemm_panel)
+        (w->rows - r, least(NR, n - j), p->size, w->q + r * p->size, keys + (base + j) * p->size, NR, NULL,
+         w->scores + r * KEYS + j, KEYS, false);
+    }
+}
+
+/* Adds the values of the keys [base, base + n): to each tile of rows those that its last row sees. */
+static void add_values(const attention *p, const block *w, const float *values, int64_t base, int64_t n) {
+    int64_t r = 0;
+    for (; first_query(p, w->b, w->t, base + n - 1) >= r + MR && r < w->rows; r += MR) {
+        int64_t k = n;
+        while (k > 0 && first_query(p, w->b, w->t, base + k - 1) >= r + MR) k--;
+        panels_product(least(MR, w->rows - r), p->size, k, w->weights + r * n, values + base * NR,
+                       p->keys * NR, w->out + r * w->d, w->d, true);
+    }
+    if (r < w->rows)
+        panels_product(w->rows - r, p->size, n, w->weights + r * n, values + base * NR, p->keys * NR,
+                       w->out + r * w->d, w->d, true);
 }
 
 static void finish_rows(const attention *p, const block *w) {
@@ -134,18 +168,18 @@ static void query_block(const void *job, int64_t i, int thread) {
     w.top = w.weights + QUERIES * KEYS, w.sum = w.top + QUERIES;
     int64_t group = w.b * p->groups + w.h / (p->heads / p->groups);
     const float *keys = f->packed + group * (f->k_size + f->v_size), *values = keys + f->k_size;
-    tpi_matrix q = head_matrix(p, 0, w.b, w.h), scores = {w.scores, KEYS, 1, TP_F32};
-    TPI_SIMD(pack_a)(&q, w.t, 0, w.rows, p->size, w.q, MR * p->size);
+    tpi_matrix scores = {w.scores, KEYS, 1, TP_F32};
+    pack_queries(p, &w);
     memset(w.out, 0, sizeof(float) * (size_t)(QUERIES * d));
     for (int64_t r = 0; r < w.rows; r++) w.top[r] = -INFINITY, w.sum[r] = 0.0f;
     visible_keys(p, w.b, w.t, &first, &ignored);
     visible_keys(p, w.b, w.t + w.rows - 1, &ignored, &end);
     for (int64_t base = first / KEYS * KEYS; base < end; base += KEYS) {
         int64_t n = least(KEYS, end - base);
-        panels_product(w.rows, n, p->size, w.q, keys + base * p->size, NR * p->size, w.scores, KEYS, false);
+        score(p, &w, keys, base, n);
         for (int64_t r = 0; r < w.rows; r++) soften_row(p, &w, r, base, n);
         TPI_SIMD(pack_a)(&scores, 0, 0, w.rows, n, w.weights, MR * n);
-        panels_product(w.rows, p->size, n, w.weights, values + base * NR, p->keys * NR, w.out, d, true);
+        add_values(p, &w, values, base, n);
     }
     finish_rows(p, &w);
 }
@@ -173,11 +207,11 @@ static void few_queries(const void *job, int64_t item, int thread) {
         float *x = scores + r * p->keys;
         int64_t first, end;
         visible_keys(p, b, r / share, &first, &end);
-        scale_scores(p, b, g * share + r % share, r / share, 0, first, end, x);
+        scale_scores(p, (float)p->attr->scale, b, g * share + r % share, r / share, 0, first, end, x);
         top[r] = row_max(x + first, end - first), sum[r] = 0.0f;
         vf shift = v_set(top[r] == -INFINITY ? 0.0f : top[r]);
         ROW_SUM(sum[r], end - first, {
-            vf e = v_exp(row_get(x + first, i, part) - shift);
+            vf e = v_exp_term(row_get(x + first, i, part) - shift);
             v_put(x + first, TP_F32, i, e, part);
             term = part < VW ? v_keep(e, part) : e;
         });

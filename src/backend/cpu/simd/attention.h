@@ -76,6 +76,11 @@ static inline void visible_keys(const attention *p, int64_t b, int64_t t, int64_
     if (window > 0 && position >= window) *first = least(position - window + 1, *end);
 }
 
+/* The first of the queries t, t + 1, ... of sequence b that may see key `key`, as a distance from t. */
+static inline int64_t first_query(const attention *p, int64_t b, int64_t t, int64_t key) {
+    return p->attr->causal ? most(0, key - t - (p->start ? p->start[b] : 0)) : 0;
+}
+
 /* Keys that any query of sequence b sees lie before this one. */
 static inline int64_t last_key(const attention *p, int64_t b) {
     int64_t first, end;
@@ -83,12 +88,13 @@ static inline int64_t last_key(const attention *p, int64_t b) {
     return end;
 }
 
-/* x = scores·scale + mask for keys [from, to) of query (b, h, t), scores[0] being key `base`'s. */
-static inline void scale_scores(const attention *p, int64_t b, int64_t h, int64_t t, int64_t base,
+/* x = scores·by + mask for keys [from, to) of query (b, h, t), scores[0] being key `base`'s. */
+static inline void scale_scores(const attention *p, float by, int64_t b, int64_t h, int64_t t, int64_t base,
                                 int64_t from, int64_t to, float *scores) {
-    vf scale = v_set((float)p->attr->scale);
+    vf scale = v_set(by);
     float *x = scores + (from - base);
     if (!p->mask) {
+        if (by == 1.0f) return;
         FOR_VECTORS(i, part, to - from) v_put(x, TP_F32, i, row_get(x, i, part) * scale, part);
         return;
     }

@@ -127,7 +127,7 @@ static void grad_row(const backward *w, const block *k, int64_t r, int64_t base,
         memset(ds, 0, sizeof(float) * (size_t)n);
         return;
     }
-    scale_scores(p, k->b, k->h, k->t + r, base, first, end, probability);
+    scale_scores(p, (float)p->attr->scale, k->b, k->h, k->t + r, base, first, end, probability);
     vf lse = v_set(k->lse[r]), delta = v_set(k->delta[r]), scale = v_set((float)p->attr->scale);
     float *x = probability + (first - base), *y = ds + (first - base);
     FOR_VECTORS(i, part, end - first) {

@@ -68,6 +68,13 @@ void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float sc
 int64_t TPI_SIMD(lora_rows_rank)(void);
 size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r); /* 0 for larger ranks */
 
+/* The same for few rows, on all threads, which divide the features: where lora_few_takes the operands'
+ * strides, rank and rows. `stride`: floats of space a thread, at least lora_few_scratch bytes. */
+bool TPI_SIMD(lora_few_takes)(const tpi_gemm *first, const tpi_gemm *second);
+void TPI_SIMD(lora_few)(tpi_threads *threads, const tpi_gemm *first, const tpi_gemm *second, float scale,
+                        float *space, size_t stride);
+size_t TPI_SIMD(lora_few_scratch)(int64_t m);
+
 /* Bias, activation and conversion of a finished block, from src (row stride ld) to c at (i, j). */
 void TPI_SIMD(gemm_finish)(const tpi_gemm *g, int64_t i, int64_t j, int64_t rows, int64_t n, const float *src,
                            int64_t ld);

@@ -192,7 +192,9 @@ SCRATCH(lora_scratch) {
     size_t first = TPI_SIMD(gemm_batch_scratch)(rows, r, in, threads);
     size_t second = TPI_SIMD(gemm_batch_scratch)(rows, dim(y, 1), step->op == TPI_LORA ? r : in + r, threads);
     size_t slim = TPI_SIMD(lora_rows_scratch)(dim(y, 1), in, r) * (size_t)threads;
+    size_t few = TPI_SIMD(lora_few_scratch)(rows) * (size_t)threads;
     if (first > second) second = first;
+    if (few > slim) slim = few;
     return whole_lines(rows * r) + (slim > second ? slim : second);
 }
 
@@ -238,6 +240,10 @@ static void run_low_rank(const tpi_launch *launch, const tpi_gemm *g) {
     low_rank job = low_rank_of(launch, g);
     if (g->terms == 0 && g->m >= ROWS_APART * tpi_threads_count(launch->threads)) {
         tpi_parallel(launch->threads, low_rank_rows, &job);
+        return;
+    }
+    if (g->terms == 0 && TPI_SIMD(lora_few_takes)(&job.down, &job.up)) {
+        TPI_SIMD(lora_few)(launch->threads, &job.down, &job.up, job.s, job.space, job.stride);
         return;
     }
     TPI_SIMD(gemm_batch)(launch->threads, &job.down, 1, only_item, NULL, job.space);

@@ -5,10 +5,7 @@
  * output in f32 is used in place; others are brought into a tile first: converted, splat or gathered. */
 #include "backend/cpu/simd/pointwise.h"
 
-#define TILE  512
 #define GRAIN 16384 /* elements that are worth a thread */
-
-#define STREAM_BYTES (48 << 20)
 
 typedef enum how { IN_PLACE, CONVERTED, SPLAT, GATHERED } how;
 
@@ -24,7 +21,7 @@ typedef struct program {
 } program;
 
 typedef struct tile_set {
-    float cells[TPI_CHAIN_REGISTERS + 1][TILE] __attribute__((aligned(64)));
+    float cells[TPI_CHAIN_REGISTERS + 1][POINTWISE_TILE] __attribute__((aligned(64)));
 } tile_set;
 
 /* ---- gathering a broadcast or strided operand ---- */
@@ -77,29 +74,23 @@ static void load(const program *p, int k, int64_t begin, int64_t n, float *cells
 
 static void store(const program *p, const float *x, int64_t begin, int64_t n) {
     void *data = tpi_out(p->launch, 0);
-    if (p->stream && n == TILE)
-        for (int64_t i = 0; i < TILE; i += VW) v_stream((float *)data + begin + i, v_load(x + i));
+    if (p->stream && n == POINTWISE_TILE)
+        for (int64_t i = 0; i < POINTWISE_TILE; i += VW) v_stream((float *)data + begin + i, v_load(x + i));
     else
         TPI_SIMD(from_f32)(x, data, tpi_out_operand(p->launch->step, 0)->dtype, begin, n);
 }
 
 static void run_tiles(void *arg, int64_t begin, int64_t end) {
     const program *p = arg;
-    const float *reg[TPI_CHAIN_REGISTERS] = {NULL};
+    const float *reg[TPI_CHAIN_REGISTERS];
     tile_set tiles;
-    bool direct = tpi_out_operand(p->launch->step, 0)->dtype == TP_F32 && !p->stream;
-    for (int64_t at = begin; at < end; at += TILE) {
-        int64_t n = least(TILE, end - at);
-        float *y = NULL;
+    for (int r = 0; r < TPI_CHAIN_REGISTERS; r++) reg[r] = tiles.cells[r];
+    const bool direct = tpi_out_operand(p->launch->step, 0)->dtype == TP_F32 && !p->stream;
+    for (int64_t at = begin; at < end; at += POINTWISE_TILE) {
+        int64_t n = least(POINTWISE_TILE, end - at);
+        float *y = direct ? (float *)tpi_out(p->launch, 0) + at : tiles.cells[TPI_CHAIN_REGISTERS];
         for (int k = 0; k < p->n_in; k++) load(p, k, at, n, tiles.cells[k], &reg[k]);
-        for (int64_t i = 0; i < p->length; i++) {
-            const tpi_chain_step *s = &p->steps[i];
-            bool last = i == p->length - 1;
-            y = last && direct ? (float *)tpi_out(p->launch, 0) + at
-                               : tiles.cells[last ? TPI_CHAIN_REGISTERS : s->dst];
-            TPI_SIMD(pointwise_run)(s->op, s->how, (float)s->s, reg[s->a], reg[s->b], reg[s->c], y, n);
-            if (!last) reg[s->dst] = y;
-        }
+        TPI_SIMD(pointwise_run)(p->steps, p->length, reg, tiles.cells, y, n);
         if (!direct) store(p, y, at, n);
     }
 }
@@ -210,9 +201,8 @@ static void run_same(void *arg, int64_t begin, int64_t end) {
     const tpi_step *step = launch->step;
     const float *x[3] = {NULL};
     for (int k = 0; k < step->n_in; k++) x[k] = (const float *)tpi_in(launch, k) + begin;
-    tpi_chain_step s = single(step);
-    TPI_SIMD(pointwise_run)
-    (s.op, s.how, (float)s.s, x[0], x[1], x[2], (float *)tpi_out(launch, 0) + begin, end - begin);
+    const tpi_chain_step one = single(step);
+    TPI_SIMD(pointwise_run)(&one, 1, x, NULL, (float *)tpi_out(launch, 0) + begin, end - begin);
 }
 
 KERNEL(pointwise_same) {

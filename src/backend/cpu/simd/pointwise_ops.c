@@ -2,10 +2,11 @@
 #include "backend/cpu/simd/pointwise.h"
 #include "taper/ops.h"
 
+/* Of n elements the first `whole` are whole vectors. */
 #define EACH(expression)                                                                                     \
     do {                                                                                                     \
         int64_t i = 0, part = VW;                                                                            \
-        for (; i + VW <= n; i += VW) v_store(y + i, expression);                                             \
+        for (; i < whole; i += VW) v_store(y + i, expression);                                               \
         if (i < n) {                                                                                         \
             part = n - i;                                                                                    \
             v_store_n(y + i, expression, part);                                                              \
@@ -49,6 +50,7 @@ static inline vf gelu_tanh_grad(vf x, vf dy) {
 }
 
 static void compare(int how, const float *a, const float *b, float *y, int64_t n) {
+    const int64_t whole = n / VW * VW;
     switch ((tp_compare)how) {
     case TP_EQ:
         EACH(truth(v_eq(A, B)));
@@ -71,10 +73,12 @@ static void compare(int how, const float *a, const float *b, float *y, int64_t n
     }
 }
 
-void TPI_SIMD(pointwise_run)(int op, int how, float s, const float *a, const float *b, const float *c,
-                             float *y, int64_t n) {
-    const vf scalar = v_set(s), one = v_set(1.0f);
-    switch (op) {
+/* y[i] = op(a[i], b[i], c[i]; s) for i < n. y may be any of the operands. */
+INLINE void run_step(const tpi_chain_step *step, const float *a, const float *b, const float *c, float *y,
+                     int64_t n, int64_t whole) {
+    const vf one = v_set(1.0f);
+    vf scalar;
+    switch (step->op) {
     case TPI_NEG:
         EACH(v_neg(A));
         break;
@@ -109,9 +113,11 @@ void TPI_SIMD(pointwise_run)(int op, int how, float s, const float *a, const flo
         EACH(v_gelu_tanh(A));
         break;
     case TPI_MUL_SCALAR:
+        scalar = v_set((float)step->s);
         EACH(A * scalar);
         break;
     case TPI_ADD_SCALAR:
+        scalar = v_set((float)step->s);
         EACH(A + scalar);
         break;
     case TPI_ADD:
@@ -133,7 +139,7 @@ void TPI_SIMD(pointwise_run)(int op, int how, float s, const float *a, const flo
         EACH(maximum(A, B));
         break;
     case TPI_COMPARE:
-        compare(how, a, b, y, n);
+        compare(step->how, a, b, y, n);
         break;
     case TPI_WHERE:
         EACH(v_blend(v_ne(A, v_set(0.0f)), B, C));
@@ -155,6 +161,18 @@ void TPI_SIMD(pointwise_run)(int op, int how, float s, const float *a, const flo
         break;
     default:
         break;
+    }
+}
+
+/* One loop with the switch inside: a tiny tensor's instruction is a dozen of the processor's, and a call
+ * would double them. */
+void TPI_SIMD(pointwise_run)(const tpi_chain_step *steps, int64_t length, const float *const *reg,
+                             float (*cells)[POINTWISE_TILE], float *y, int64_t n) {
+    const tpi_chain_step *last = steps + length - 1;
+    const int64_t whole = n / VW * VW;
+    for (const tpi_chain_step *step = steps; step <= last; step++) {
+        float *out = step == last ? y : cells[step->dst];
+        run_step(step, reg[step->a], reg[step->b], reg[step->c], out, n, whole);
     }
 }
 

@@ -1,8 +1,7 @@
 /* Sharing rows among threads, and conversions of rows. */
 #include "backend/cpu/simd/row.h"
 
-#define SERIAL_ELEMENTS 8192       /* done sooner than a second thread could begin */
-#define STREAM_BYTES    (48 << 20) /* outputs larger than this do not stay in any cache */
+#define SERIAL_ELEMENTS 8192 /* done sooner than a second thread could begin */
 
 typedef struct row_job {
     row_range range;

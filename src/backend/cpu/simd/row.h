@@ -8,6 +8,8 @@
 
 #include "backend/cpu/simd/kernels.h"
 
+#define STREAM_BYTES (48 << 20) /* outputs larger than this do not stay in any cache */
+
 /* A thread's share: rows [begin, end); buffer(k) is its k-th buffer of a row. */
 typedef struct row_range {
     const tpi_launch *launch;

@@ -3,38 +3,68 @@
  *     s = sigmoid(gate),  dgate = dy · up · s · (1 + gate · (1 - s)),  dup = dy · gate · s */
 #include "backend/cpu/simd/row.h"
 
-#define TILE  512 /* elements converted at a time */
+#define TILE  512 /* elements at a time */
 #define GRAIN 4096
 
 ACCEPTS(silu_mul_grad_accepts) {
     return tpi_all_contiguous_floats(step);
 }
 
-/* `gate` and `up` become their gradients. */
-static void gradients(float *gate, float *up, const float *dy, int64_t n) {
-    const vf one = v_set(1.0f);
-    FOR_VECTORS(i, part, n) {
-        const vf x = row_get(gate, i, part), d = row_get(dy, i, part);
-        const vf s = v_sigmoid(x);
-        v_put(gate, TP_F32, i, d * row_get(up, i, part) * s * v_fma(x, one - s, one), part);
-        v_put(up, TP_F32, i, d * x * s, part);
-    }
+/* At element i, of `part` ≤ VW. Any of the outputs may be any of the inputs. */
+INLINE void gradient(const float *const in[3], float *const out[2], int64_t i, int64_t part) {
+    const vf one = v_set(1.0f), gate = row_get(in[0], i, part), dy = row_get(in[2], i, part);
+    const vf s = v_sigmoid(gate), scaled = dy * s;
+    v_put(out[0], TP_F32, i, scaled * row_get(in[1], i, part) * v_fma(gate, one - s, one), part);
+    v_put(out[1], TP_F32, i, scaled * gate, part);
 }
 
-static void put(const tpi_launch *launch, int k, const float *tile, int64_t at, int64_t n) {
-    void *out = tpi_out(launch, k);
-    if (out) TPI_SIMD(from_f32)(tile, out, tpi_out_operand(launch->step, k)->dtype, at, n);
+static void gradients(const float *const in[3], float *const out[2], int64_t n) {
+    int64_t i = 0;
+    for (; i + VW <= n; i += VW) gradient(in, out, i, VW);
+    if (i < n) gradient(in, out, i, n - i);
+}
+
+/* Elements of input k as f32: in place, or widened into the tile. */
+static const float *input(const tpi_launch *launch, int k, int64_t at, int64_t n, float *tile) {
+    const int dtype = tpi_in_operand(launch->step, k)->dtype;
+    if (dtype == TP_F32) return (const float *)tpi_in(launch, k) + at;
+    TPI_SIMD(to_f32)(tpi_in(launch, k), dtype, at, n, tile);
+    return tile;
+}
+
+/* How an output is written: where it lies, as f32; past the caches, for it is large and no input lies there;
+ * or converted. What nobody wants stays in the tile. */
+typedef enum way { DIRECT, STREAMED, CONVERTED, UNWANTED } way;
+
+static way way_of(const tpi_launch *launch, int k) {
+    const tpi_operand *y = tpi_out_operand(launch->step, k);
+    const void *out = tpi_out(launch, k);
+    if (!out) return UNWANTED;
+    if (y->dtype != TP_F32) return CONVERTED;
+    bool apart = y->count * 4 > STREAM_BYTES && (uintptr_t)out % 64 == 0;
+    for (int i = 0; i < launch->step->n_in; i++) apart = apart && tpi_in(launch, i) != out;
+    return apart ? STREAMED : DIRECT;
+}
+
+static void put(const tpi_launch *launch, int k, way how, const float *tile, int64_t at, int64_t n) {
+    float *out = tpi_out(launch, k);
+    if (how == STREAMED && n == TILE)
+        for (int64_t i = 0; i < TILE; i += VW) v_stream(out + at + i, v_load(tile + i));
+    else if (how == STREAMED || how == CONVERTED)
+        TPI_SIMD(from_f32)(tile, out, tpi_out_operand(launch->step, k)->dtype, at, n);
 }
 
 static void run_range(void *arg, int64_t begin, int64_t end) {
     const tpi_launch *launch = arg;
+    const way how[] = {way_of(launch, 0), way_of(launch, 1)};
     for (int64_t at = begin; at < end; at += TILE) {
-        float tile[3][TILE];
+        float tile[3][TILE] __attribute__((aligned(64))), *out[2];
+        const float *in[3];
         const int64_t n = least(TILE, end - at);
-        for (int k = 0; k < 3; k++)
-            TPI_SIMD(to_f32)(tpi_in(launch, k), tpi_in_operand(launch->step, k)->dtype, at, n, tile[k]);
-        gradients(tile[0], tile[1], tile[2], n);
-        for (int k = 0; k < 2; k++) put(launch, k, tile[k], at, n);
+        for (int k = 0; k < 3; k++) in[k] = input(launch, k, at, n, tile[k]);
+        for (int k = 0; k < 2; k++) out[k] = how[k] == DIRECT ? (float *)tpi_out(launch, k) + at : tile[k];
+        gradients(in, out, n);
+        for (int k = 0; k < 2; k++) put(launch, k, how[k], tile[k], at, n);
     }
 }
 

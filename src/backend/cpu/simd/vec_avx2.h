@@ -155,7 +155,11 @@ static inline float v_top(vf a) {
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* x · 2^n, n a whole number; in two halves, so that neither power leaves the range for |n| ≤ 252. */
+/* x · 2^n, n a whole number from -127, which gives 0, to 128, which gives infinity. */
+static inline vf v_scale(vf x, vf n) {
+    return x * (vf)((v_to_int(n) + 127) << 23);
+}
+/* The same in two halves, so that neither power leaves the range for |n| ≤ 252. */
 static inline vf v_scale2(vf x, vf n) {
     vi whole = v_to_int(v_max(v_min(n, v_set(252.0f)), v_set(-252.0f)));
     vi half = whole >> 1, rest = whole - half;

@@ -142,6 +142,7 @@ static inline float v_top(vf a) {
 }
 
 /* x · 2^n, n a whole number. */
+#define v_scale v_scale2
 static inline vf v_scale2(vf x, vf n) {
     return _mm512_scalef_ps(x, n);
 }
