@@ -119,9 +119,8 @@ static void pack_queries(const attention *p, const block *w) {
 static void score(const attention *p, const block *w, const float *keys, int64_t base, int64_t n) {
     for (int64_t j = 0; j < n; j += NR) {
         int64_t r = least(first_query(p, w->b, w->t, base + j), w->rows) / MR * MR;
-        TPI_SIMD(gemm_panel)
-        (w->rows - r, least(NR, n - j), p->size, w->q + r * p->size, keys + (base + j) * p->size, NR, NULL,
-         w->scores + r * KEYS + j, KEYS, false);
+        GEMM_PANEL(w->rows - r, least(NR, n - j), p->size, w->q + r * p->size, keys + (base + j) * p->size,
+                   NR, NULL, w->scores + r * KEYS + j, KEYS, false);
     }
 }
 
