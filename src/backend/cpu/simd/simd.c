@@ -1,4 +1,6 @@
-/* The list of vector kernels of one instruction set. */
+/* The list of vector kernels of one instruction set: all, or those that its products of bf16 make quicker;
+ * the others are then the next set's. */
+#include "backend/cpu/simd/bf16.h"
 #include "backend/cpu/simd/kernels.h"
 
 #define TEXT_(x) #x
@@ -23,6 +25,9 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     SPACE(TPI_LINEAR, linear),
     SPACE(TPI_LORA, lora),
     SHARED(TPI_LINEAR_LORA, linear_lora, lora),
+    SPACE(TPI_LINEAR_CROSS_ENTROPY, linear_cross_entropy),
+    SHARED(TPI_LINEAR_CROSS_ENTROPY_GRAD, linear_cross_entropy_grad, linear_cross_entropy),
+#if !BF16_PRODUCTS
     POINTWISE(NEG),
     POINTWISE(EXP),
     POINTWISE(LOG),
@@ -66,8 +71,6 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     PLAIN(TPI_SILU_MUL_GRAD, silu_mul_grad),
     SPACE(TPI_CROSS_ENTROPY, cross_entropy),
     SHARED(TPI_CROSS_ENTROPY_GRAD, cross_entropy_grad, cross_entropy),
-    SPACE(TPI_LINEAR_CROSS_ENTROPY, linear_cross_entropy),
-    SHARED(TPI_LINEAR_CROSS_ENTROPY_GRAD, linear_cross_entropy_grad, linear_cross_entropy),
     SPACE(TPI_ROPE, rope),
     PLAIN(TPI_ADAMW, adamw),
     PLAIN(TPI_DROPOUT, dropout),
@@ -79,5 +82,6 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     PLAIN(TPI_CACHE_WRITE, cache_write),
     SPACE(TPI_ATTENTION, attention),
     SPACE(TPI_ATTENTION_GRAD, attention_grad),
+#endif
     TPI_KERNELS_END,
 };

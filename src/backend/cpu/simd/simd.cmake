@@ -13,14 +13,28 @@ else()
   set(TAPER_SIMD_ISAS)
 endif()
 
+# Where bf16 has products of its own, these are all that differs.
+file(GLOB TAPER_SIMD_PRODUCTS CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/gemm*.c ${CMAKE_CURRENT_LIST_DIR}/lora_*.c)
+list(APPEND TAPER_SIMD_PRODUCTS ${CMAKE_CURRENT_LIST_DIR}/matmul.c ${CMAKE_CURRENT_LIST_DIR}/linear_cross_entropy.c
+     ${CMAKE_CURRENT_LIST_DIR}/row.c ${CMAKE_CURRENT_LIST_DIR}/simd.c)
+
 # The kernels under a name, compiled with these flags.
 function(taper_simd_library name)
-  add_library(taper_simd_${name} OBJECT ${TAPER_SIMD_SOURCES})
+  if(name MATCHES "amx|bf16|emulated")
+    add_library(taper_simd_${name} OBJECT ${TAPER_SIMD_PRODUCTS})
+  else()
+    add_library(taper_simd_${name} OBJECT ${TAPER_SIMD_SOURCES})
+  endif()
   target_include_directories(taper_simd_${name} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(taper_simd_${name} PRIVATE taper_options)
   target_compile_definitions(taper_simd_${name} PRIVATE TPI_ISA=${name} TAPER_CUSTOM_KERNELS)
   target_compile_options(taper_simd_${name} PRIVATE -O3 ${ARGN})
 endfunction()
+
+# The unrolled tile takes minutes to compile with checks for undefined behaviour; addresses are still checked.
+if(TAPER_SANITIZE)
+  set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/gemm_tile.c PROPERTIES COMPILE_OPTIONS -fno-sanitize=undefined)
+endif()
 
 set(TAPER_SIMD_OBJECTS)
 foreach(isa IN LISTS TAPER_SIMD_ISAS)
