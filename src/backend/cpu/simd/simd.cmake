@@ -28,11 +28,14 @@ function(taper_simd_library name)
   target_include_directories(taper_simd_${name} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(taper_simd_${name} PRIVATE taper_options)
   target_compile_definitions(taper_simd_${name} PRIVATE TPI_ISA=${name} TAPER_CUSTOM_KERNELS)
-  target_compile_options(taper_simd_${name} PRIVATE -O3 ${ARGN})
+  target_compile_options(taper_simd_${name} PRIVATE ${TAPER_SIMD_LEVEL} ${ARGN})
 endfunction()
 
-# The unrolled tile takes minutes to compile with checks for undefined behaviour; addresses are still checked.
+# Sanitizers make unrolled code take long to compile, and the tile minutes where undefined behaviour is checked;
+# its addresses still are.
+set(TAPER_SIMD_LEVEL -O3)
 if(TAPER_SANITIZE)
+  set(TAPER_SIMD_LEVEL -O1)
   set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/gemm_tile.c PROPERTIES COMPILE_OPTIONS -fno-sanitize=undefined)
 endif()
 
