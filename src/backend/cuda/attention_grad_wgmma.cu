@@ -3,8 +3,8 @@
  * A warp group has 64 rows. Scores of the rows and a tile of 64 columns, and dout·vᵀ, come from products of
  * tiles in shared memory; P and dS go as left operands in registers into the products that are summed. */
 #include "backend/cuda/attention_grad.cuh"
-#include "backend/cuda/early.cuh"
 #include "backend/cuda/attention_panels.cuh"
+#include "backend/cuda/early.cuh"
 
 template <int D> struct group_shape {
     static constexpr int GROUPS = 1, THREADS = 128 * GROUPS, ROWS = 64 * GROUPS;

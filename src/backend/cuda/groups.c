@@ -5,7 +5,7 @@ tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k
     int64_t last = 0;
     for (int d = 0; d < in->rank && in->count > 0; d++) last += (in->shape[d] - 1) * in->stride[d];
     const int64_t elements = in->count > 0 ? last + 1 : 0;
-    return tpi_range_of(bound->slots[step->slots[k]], elements * (int64_t)tp_dtype_size((tp_dtype)in->dtype));
+    return tpi_range_of(tpi_bound_in(bound, step, k), elements * (int64_t)tp_dtype_size((tp_dtype)in->dtype));
 }
 
 bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from) {

@@ -20,21 +20,18 @@ extern "C" {
 
 /* Launches the steps from `first` on that are one kernel's work; `launch->step` is step `first`. Returns how
  * many they are, with their status; 0: they are nothing of this kind, and nothing was launched. */
-typedef uint32_t (*tpi_cuda_group)(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
-                                   tp_status *status);
+typedef uint32_t tpi_cuda_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                                tp_status *status);
+tpi_cuda_group tpi_cuda_adamw_group, tpi_cuda_thin_group, tpi_cuda_row_group, tpi_cuda_norm_group,
+    tpi_cuda_gated_group, tpi_cuda_layer_group;
 
-uint32_t tpi_cuda_adamw_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
-                              tp_status *status);
-uint32_t tpi_cuda_thin_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
-                             tp_status *status);
-uint32_t tpi_cuda_row_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
-                            tp_status *status);
-uint32_t tpi_cuda_norm_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
-                             tp_status *status);
-uint32_t tpi_cuda_gated_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
-                              tp_status *status);
-uint32_t tpi_cuda_layer_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
-                              tp_status *status);
+/* A step's operands where they lie in this run. */
+static inline const void *tpi_bound_in(const tpi_bound *bound, const tpi_step *step, int k) {
+    return bound->slots[step->slots[k]];
+}
+static inline void *tpi_bound_out(const tpi_bound *bound, const tpi_step *step, int k) {
+    return bound->slots[step->slots[step->n_in + k]];
+}
 
 /* Addresses: [begin, end). */
 typedef struct tpi_range {
@@ -50,7 +47,7 @@ static inline bool tpi_apart(tpi_range a, tpi_range b) {
 }
 static inline tpi_range tpi_range_of_output(const tpi_bound *bound, const tpi_step *step, int k) {
     const tpi_operand *out = tpi_out_operand(step, k);
-    return tpi_range_of(bound->slots[step->slots[step->n_in + k]],
+    return tpi_range_of(tpi_bound_out(bound, step, k),
                         out->count * (int64_t)tp_dtype_size((tp_dtype)out->dtype));
 }
 

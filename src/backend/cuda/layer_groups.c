@@ -14,13 +14,6 @@ static const tpi_step *step_at(const window *w, uint32_t i) {
     return i < w->bound->n_steps ? &w->bound->steps[i] : NULL;
 }
 
-static const void *input(const window *w, const tpi_step *step, int k) {
-    return w->bound->slots[step->slots[k]];
-}
-static void *output(const window *w, const tpi_step *step, int k) {
-    return w->bound->slots[step->slots[step->n_in + k]];
-}
-
 /* ---- what may be written all at once ---- */
 
 /* Whether a range lies apart from all that the layers read, from the group's scratch, which is the first
@@ -74,13 +67,15 @@ static bool take_layer(window *w, uint32_t i) {
 static bool reads_results(const window *w, const tpi_step *step) {
     for (int k = 0; k < step->n_in; k++) {
         int i = 0;
-        while (i < w->layers.count && output(w, w->layers.launch[i].step, 0) != input(w, step, k)) i++;
+        while (i < w->layers.count &&
+               tpi_bound_out(w->bound, w->layers.launch[i].step, 0) != tpi_bound_in(w->bound, step, k))
+            i++;
         if (i == w->layers.count) return false;
         const tpi_operand *in = tpi_in_operand(step, k);
         const tpi_operand *y = tpi_out_operand(w->layers.launch[i].step, 0);
         if (!in->contiguous || in->dtype != y->dtype || in->count != y->count) return false;
         for (int j = 0; j < k; j++)
-            if (input(w, step, j) == input(w, step, k)) return false;
+            if (tpi_bound_in(w->bound, step, j) == tpi_bound_in(w->bound, step, k)) return false;
     }
     return step->n_in == w->layers.count;
 }
@@ -107,7 +102,7 @@ static bool take_sum(window *w) {
             const tpi_range part = tpi_range_of_output(w->bound, w->layers.launch[k].step, 0);
             if (part.begin != y.begin && tpi_read_later(w->bound, part, i + 1)) return false;
         }
-        w->layers.sum = output(w, sum, 0);
+        w->layers.sum = tpi_bound_out(w->bound, sum, 0);
         w->end = i + 1;
         return true;
     }
@@ -118,7 +113,7 @@ static bool take_sum(window *w) {
 static bool take_gated(window *w, tpi_range *gated) {
     const tpi_step *step = step_at(w, w->end);
     if (!step || step->op != TPI_SILU_MUL || !reads_results(w, step)) return false;
-    if (input(w, step, 0) != output(w, w->layers.launch[0].step, 0)) return false;
+    if (tpi_bound_in(w->bound, step, 0) != tpi_bound_out(w->bound, w->layers.launch[0].step, 0)) return false;
     *gated = tpi_range_of_output(w->bound, step, 0);
     return tpi_out_operand(step, 0)->dtype == TP_BF16;
 }
@@ -127,12 +122,12 @@ static bool take_twins(window *w) {
     w->layers.twins = true;
     if (!take_layer(w, w->first) || !take_layer(w, w->first + 1)) return false;
     const tpi_step *one = w->layers.launch[0].step, *other = w->layers.launch[1].step;
-    if (input(w, one, 0) != input(w, other, 0)) return false;
+    if (tpi_bound_in(w->bound, one, 0) != tpi_bound_in(w->bound, other, 0)) return false;
     tpi_range y[3] = {tpi_range_of_output(w->bound, one, 0), tpi_range_of_output(w->bound, other, 0)};
     if (!outputs_apart(w, y, 2)) return false;
     w->end = w->first + 2;
     if (take_gated(w, &y[2]) && outputs_apart(w, y, 3)) {
-        w->layers.gated = output(w, step_at(w, w->end), 0);
+        w->layers.gated = tpi_bound_out(w->bound, step_at(w, w->end), 0);
         w->end++;
     }
     return true;

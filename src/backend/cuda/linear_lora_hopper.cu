@@ -88,7 +88,7 @@ bool make_maps(tile_maps *maps, const tpi_lora_layers &all, const lora_job &job,
 }
 
 /* How many of a pair of row blocks' tiles make h. */
-template <class L> int makers_of(const lora_job &job, int clusters) {
+int makers_of(const lora_job &job, int clusters) {
     int makers = (clusters < most_makers ? clusters : most_makers) / job.pairs;
     if (makers > job.columns) makers = job.columns;
     if (makers > job.steps) makers = job.steps;
@@ -121,7 +121,7 @@ template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at,
             job.h_wide = tpi_out_operand(all.launch[i].step, 1)->dtype == TP_F32;
         }
     job.scale = l.scale;
-    job.makers = makers_of<L>(job, clusters);
+    job.makers = makers_of(job, clusters);
     return job;
 }
 

@@ -4,6 +4,7 @@
 #define TAPER_BACKEND_CUDA_LINEAR_LORA_JOB_CUH
 
 #include "backend/cuda/hopper.cuh"
+#include "backend/cuda/lora.h"
 #include "backend/cuda/tensor.cuh"
 
 namespace {
@@ -30,7 +31,7 @@ template <int COLUMNS, int RANKS, bool OUTER_W> struct layout {
     static constexpr int w_step = OUTER_W ? 128 : 2; /* of a descriptor, for 16 inner indices */
 };
 
-constexpr int most_layers = 3; /* that are one product */
+constexpr int most_layers = TPI_LAYERS_AT_ONCE; /* that are one product */
 
 /* Tiles in global memory, as the copy engine knows them: [rows, inner] of x and a; of w and b likewise, or
  * [inner, columns]. x is each layer's of a sum; w that, or of each half of a tile; b of each half. */

@@ -245,8 +245,8 @@ bool makes_norm_of(const tpi_bound *bound, const tpi_step *norm, const tpi_step 
     const tpi_attr_norm *a = static_cast<const tpi_attr_norm *>(norm->attr),
                         *b = static_cast<const tpi_attr_norm *>(grad->attr);
     if (a->eps != b->eps || norm->n_in != grad->n_in - 1) return false;
-    if (bound->slots[norm->slots[0]] != bound->slots[grad->slots[0]]) return false;
-    if (norm->n_in > 1 && bound->slots[norm->slots[1]] != bound->slots[grad->slots[2]]) return false;
+    if (tpi_bound_in(bound, norm, 0) != tpi_bound_in(bound, grad, 0)) return false;
+    if (norm->n_in > 1 && tpi_bound_in(bound, norm, 1) != tpi_bound_in(bound, grad, 2)) return false;
     return alike(tpi_in_operand(norm, 0), tpi_in_operand(grad, 0)) &&
            alike(tpi_out_operand(norm, 0), tpi_in_operand(grad, 0));
 }
@@ -254,7 +254,7 @@ bool makes_norm_of(const tpi_bound *bound, const tpi_step *norm, const tpi_step 
 /* What the sum `add` adds to dx, which nobody else reads. */
 const void *added_to(const tpi_bound *bound, const tpi_step *add, const tpi_step *grad, uint32_t behind) {
     const tpi_range dx = tpi_range_of_output(bound, grad, 0), sum = tpi_range_of_output(bound, add, 0);
-    const void *in[2] = {bound->slots[add->slots[0]], bound->slots[add->slots[1]]};
+    const void *in[2] = {tpi_bound_in(bound, add, 0), tpi_bound_in(bound, add, 1)};
     const int other = (uintptr_t)in[0] == dx.begin ? 1 : 0;
     if ((uintptr_t)in[1 - other] != dx.begin || in[0] == in[1]) return nullptr;
     for (int k = 0; k < 2; k++)
@@ -293,9 +293,9 @@ extern "C" uint32_t tpi_cuda_norm_group(const tpi_launch *launch, const tpi_boun
     tpi_launch here = *launch;
     here.step = grad;
     grad_args args = args_of(&here);
-    if (norm) args.y = bound->slots[norm->slots[norm->n_in]];
+    if (norm) args.y = tpi_bound_out(bound, norm, 0);
     const grad_args without = args;
-    if (add && (args.added = added_to(bound, add, grad, at + 2))) args.dx = bound->slots[add->slots[2]];
+    if (add && (args.added = added_to(bound, add, grad, at + 2))) args.dx = tpi_bound_out(bound, add, 0);
     if (args.added && !lies_well(bound, grad, args)) args = without;
     if ((!norm && !args.added) || !lies_well(bound, grad, args)) return 0;
     *status = start(&here, args);

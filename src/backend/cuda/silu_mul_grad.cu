@@ -78,10 +78,8 @@ bool accepts(const tpi_step *step) {
 
 /* Whether `y` can be written by the pass of the launch's step. */
 bool fits_in(const tpi_launch *launch, const tpi_bound *bound, tpi_range y) {
-    const tpi_operand *x = tpi_in_operand(launch->step, 0);
-    const int64_t bytes = x->count * (int64_t)tp_dtype_size((tp_dtype)x->dtype);
     for (int k = 0; k < 3; k++)
-        if (!tpi_same_or_apart(y, tpi_range_of(tpi_in(launch, k), bytes))) return false;
+        if (!tpi_same_or_apart(y, tpi_range_of_input(bound, launch->step, k))) return false;
     for (int k = 0; k < 2; k++)
         if (tpi_out(launch, k) && !tpi_apart(y, tpi_range_of_output(bound, launch->step, k))) return false;
     return true;
