@@ -18,6 +18,9 @@
 #endif
 #define NR (2 * VW)
 
+/* Multiplications that are done sooner than a second thread could begin. */
+#define GEMM_SERIAL 6e4
+
 typedef struct tpi_matrix { /* element (i, j) stands at i·rs + j·cs */
     const void *data;
     int64_t rs, cs;

@@ -45,8 +45,7 @@ static void run_items(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-#define SERIAL 6e4 /* multiplications that are done sooner than a second thread could begin */
-#define LARGE  4e6 /* that all threads share what is packed for */
+#define LARGE 4e6 /* that all threads share what is packed for */
 
 static int64_t steps_of(const tpi_gemm *g) {
     return g->term[0].k + (g->terms == 2 ? g->term[1].k : 0);
@@ -74,7 +73,7 @@ void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch
         }
         return;
     }
-    bool serial = count == 1 || (double)batch * work_of(g) < SERIAL;
+    bool serial = count == 1 || (double)batch * work_of(g) < GEMM_SERIAL;
     int64_t parts = serial || batch % count == 0 ? 1 : count;
     batch_job job = {g,
                      divide(TPI_SIMD(tiling_of)(g), g->m, g->n, parts),

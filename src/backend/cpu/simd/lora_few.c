@@ -16,8 +16,7 @@
 #define PIECE     256            /* features of y at a time */
 #define NEAR      (RANK * PIECE) /* floats of what is widened: of A and x, then of B */
 #define UP_ROWS   4
-#define UP_STEPS  2   /* vectors of y a tile */
-#define SERIAL    6e4 /* multiplications that are done sooner than a second thread could begin */
+#define UP_STEPS  2 /* vectors of y a tile */
 
 _Static_assert((RANK + BAND) * CHUNK <= NEAR, "a chunk of A and of x has room");
 
@@ -186,7 +185,7 @@ void TPI_SIMD(lora_few)(tpi_threads *threads, const tpi_gemm *first, const tpi_g
     const int rank = VW == 8 && first->n <= VW ? VW : RANK;
     const double work = (double)first->m * (double)first->n * (double)(first->term[0].k + second->n);
     few f = {first, second, scale, space, stride, rank};
-    if (work < SERIAL) {
+    if (work < GEMM_SERIAL) {
         down(&f, 0, 1);
         join(&f, 1);
         up(&f, 0, 1);

@@ -73,11 +73,8 @@ static void load(const program *p, int k, int64_t begin, int64_t n, float *cells
 }
 
 static void store(const program *p, const float *x, int64_t begin, int64_t n) {
-    void *data = tpi_out(p->launch, 0);
-    if (p->stream && n == POINTWISE_TILE)
-        for (int64_t i = 0; i < POINTWISE_TILE; i += VW) v_stream((float *)data + begin + i, v_load(x + i));
-    else
-        TPI_SIMD(from_f32)(x, data, tpi_out_operand(p->launch->step, 0)->dtype, begin, n);
+    const int dtype = tpi_out_operand(p->launch->step, 0)->dtype;
+    TPI_SIMD(put_tile)(x, tpi_out(p->launch, 0), dtype, begin, n, p->stream);
 }
 
 static void run_tiles(void *arg, int64_t begin, int64_t end) {
@@ -152,8 +149,7 @@ KERNEL(pointwise) {
         align(tpi_in_operand(step, k), y, p.stride[k]);
     }
     join(&p);
-    p.stream = y->dtype == TP_F32 && y->count * 4 > STREAM_BYTES && (uintptr_t)tpi_out(launch, 0) % 64 == 0;
-    for (int k = 0; k < p.n_in; k++) p.stream = p.stream && tpi_in(launch, k) != tpi_out(launch, 0);
+    p.stream = tpi_streams(launch, 0);
     tpi_parallel_for(launch->threads, y->count, GRAIN, run_tiles, &p);
     return TP_OK;
 }

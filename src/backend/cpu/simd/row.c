@@ -91,3 +91,10 @@ void TPI_SIMD(from_f32)(const float *x, void *data, int dtype, int64_t i, int64_
         break;
     }
 }
+
+void TPI_SIMD(put_tile)(const float *x, void *data, int dtype, int64_t i, int64_t n, bool stream) {
+    if (stream && n % VW == 0)
+        for (int64_t j = 0; j < n; j += VW) v_stream((float *)data + i + j, v_load(x + j));
+    else
+        TPI_SIMD(from_f32)(x, data, dtype, i, n);
+}

@@ -10,6 +10,15 @@
 
 #define STREAM_BYTES (48 << 20) /* outputs larger than this do not stay in any cache */
 
+/* Whether output k is to be written past the caches: f32 on whole lines, large, and no input lies there. */
+static inline bool tpi_streams(const tpi_launch *launch, int k) {
+    const tpi_operand *y = tpi_out_operand(launch->step, k);
+    const void *out = tpi_out(launch, k);
+    bool so = y->dtype == TP_F32 && y->count * 4 > STREAM_BYTES && (uintptr_t)out % 64 == 0;
+    for (int i = 0; i < launch->step->n_in; i++) so = so && tpi_in(launch, i) != out;
+    return so;
+}
+
 /* A thread's share: rows [begin, end); buffer(k) is its k-th buffer of a row. */
 typedef struct row_range {
     const tpi_launch *launch;
@@ -29,6 +38,10 @@ size_t TPI_SIMD(row_scratch)(int64_t n, int buffers, int threads);
 /* n elements from index i of an array of any dtype to f32 and back, by the rules of core/convert.h. */
 void TPI_SIMD(to_f32)(const void *data, int dtype, int64_t i, int64_t n, float *out);
 void TPI_SIMD(from_f32)(const float *x, void *data, int dtype, int64_t i, int64_t n);
+
+/* The same of a tile, whole vectors past the caches if `stream`: data is f32 then, and both are aligned to a
+ * cache line. */
+void TPI_SIMD(put_tile)(const float *x, void *data, int dtype, int64_t i, int64_t n, bool stream);
 
 static inline float *row_buffer(const row_range *range, int k) {
     return range->buffers + k * range->pitch;

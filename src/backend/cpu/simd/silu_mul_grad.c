@@ -37,21 +37,15 @@ static const float *input(const tpi_launch *launch, int k, int64_t at, int64_t n
 typedef enum way { DIRECT, STREAMED, CONVERTED, UNWANTED } way;
 
 static way way_of(const tpi_launch *launch, int k) {
-    const tpi_operand *y = tpi_out_operand(launch->step, k);
-    const void *out = tpi_out(launch, k);
-    if (!out) return UNWANTED;
-    if (y->dtype != TP_F32) return CONVERTED;
-    bool apart = y->count * 4 > STREAM_BYTES && (uintptr_t)out % 64 == 0;
-    for (int i = 0; i < launch->step->n_in; i++) apart = apart && tpi_in(launch, i) != out;
-    return apart ? STREAMED : DIRECT;
+    if (!tpi_out(launch, k)) return UNWANTED;
+    if (tpi_out_operand(launch->step, k)->dtype != TP_F32) return CONVERTED;
+    return tpi_streams(launch, k) ? STREAMED : DIRECT;
 }
 
 static void put(const tpi_launch *launch, int k, way how, const float *tile, int64_t at, int64_t n) {
-    float *out = tpi_out(launch, k);
-    if (how == STREAMED && n == TILE)
-        for (int64_t i = 0; i < TILE; i += VW) v_stream(out + at + i, v_load(tile + i));
-    else if (how == STREAMED || how == CONVERTED)
-        TPI_SIMD(from_f32)(tile, out, tpi_out_operand(launch->step, k)->dtype, at, n);
+    const int dtype = tpi_out_operand(launch->step, k)->dtype;
+    if (how == DIRECT || how == UNWANTED) return;
+    TPI_SIMD(put_tile)(tile, tpi_out(launch, k), dtype, at, n, how == STREAMED);
 }
 
 static void run_range(void *arg, int64_t begin, int64_t end) {
