@@ -1,13 +1,8 @@
 /* A transformer block of adapted layers on a GPU: q, k and v of one x, gate and up with silu·mul, norms and
  * residual sums, and the gradients by all of it. A backend may launch several of these steps as one; the
  * numbers are the CPU's within bf16's rounding, in every run: the first, the captured and the replayed one.
- *
- * Ends with 77, saying why, where there is no GPU. A plain program: it runs where only the library does. */
-#include "taper/taper.h"
-
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
+ */
+#include "compare.h"
 
 #define ROWS   320
 #define WIDE   192
@@ -16,29 +11,6 @@
 #define LAYERS 7
 #define WANTED (2 * LAYERS + 1)
 #define RUNS   4
-
-static tp_context *ctx;
-static tp_graph *g;
-static int checks, faults;
-
-static void must(tp_status status, const char *what) {
-    checks++;
-    if (status == TP_OK) return;
-    faults++;
-    printf("FAIL %s: %s\n", what, tp_error_message());
-}
-
-#define SHAPE(...) ((int64_t[]){__VA_ARGS__})
-
-static tp_tensor *uniform(tp_device *device, int64_t rows, int64_t columns, double most, uint64_t seed,
-                          tp_dtype dtype) {
-    tp_tensor *wide, *t = NULL;
-    must(tp_tensor_uniform(device, 2, SHAPE(rows, columns), -most, most, seed, &wide), "uniform");
-    must(tp_lazy_eval(tp_lazy_cast(tp_lazy_from_tensor(g, wide), dtype), &t), "cast");
-    tp_graph_reset(g);
-    tp_tensor_release(wide);
-    return t;
-}
 
 /* ---- the block ---- */
 
@@ -118,27 +90,7 @@ static void evaluate(block *m, tp_tensor **out) {
 
 /* ---- comparing ---- */
 
-static float *values_of(const tp_tensor *t) {
-    const size_t bytes = (size_t)tp_tensor_count(t) * sizeof(float);
-    float *values = calloc(1, bytes);
-    if (!values) abort();
-    must(tp_tensor_read(t, TP_F32, values, bytes), "read");
-    return values;
-}
-
-/* The largest difference, of the largest value. */
-static double distance(const tp_tensor *a, const tp_tensor *b) {
-    float *x = values_of(a), *y = values_of(b);
-    double most = 0, apart = 0;
-    for (int64_t i = 0; i < tp_tensor_count(a); i++) {
-        most = fmax(most, fabs((double)y[i]));
-        apart = isfinite(x[i]) ? fmax(apart, fabs((double)x[i] - (double)y[i])) : INFINITY;
-    }
-    free(x), free(y);
-    return apart / most;
-}
-
-static void compare(tp_device *cpu, tp_device *gpu, int64_t rank) {
+static void compare_rank(tp_device *cpu, tp_device *gpu, int64_t rank) {
     block here, there;
     tp_tensor *wanted[WANTED], *got[WANTED];
     make(&here, cpu, rank), make(&there, gpu, rank);
@@ -162,15 +114,11 @@ static void compare(tp_device *cpu, tp_device *gpu, int64_t rank) {
     release(&here), release(&there);
 }
 
-int main(void) {
+static void compare(tp_device *cpu, tp_device *gpu) {
     static const int64_t ranks[] = {8, 3, 12, 20, 40};
-    if (tp_context_create(&ctx, NULL) != TP_OK || tp_graph_create(&g, ctx) != TP_OK) return 1;
-    tp_device *gpu = tp_device_cuda(ctx, 0);
-    if (!gpu) printf("skipped: %s\n", tp_error_message());
-    for (size_t i = 0; gpu && i < sizeof ranks / sizeof *ranks; i++)
-        compare(tp_device_cpu(ctx), gpu, ranks[i]);
-    if (gpu) printf("%d checks, %d faults\n", checks, faults);
-    tp_graph_destroy(g);
-    tp_context_destroy(ctx);
-    return !gpu ? 77 : faults > 0;
+    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) compare_rank(cpu, gpu, ranks[i]);
+}
+
+int main(void) {
+    return compare_devices(compare);
 }

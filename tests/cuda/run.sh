@@ -18,7 +18,7 @@ run() {
 
 if ! run "$build/tests/cuda_cases"; then exit 0; fi
 run "$build/tests/cuda_engine"
-run "$build/tests/cuda_block"
+for program in cuda_block cuda_loss; do run "$build/tests/$program"; done
 run python3 tests/cuda/commands.py "$build"
 if ! command -v compute-sanitizer >/dev/null; then
     echo "skipped: compute-sanitizer is not installed"
@@ -26,5 +26,7 @@ if ! command -v compute-sanitizer >/dev/null; then
 fi
 for tool in memcheck racecheck initcheck; do
     run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_cases"
-    run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_block"
+    for program in cuda_block cuda_loss; do
+        run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/$program"
+    done
 done

@@ -1,6 +1,7 @@
 /* The launches of LINEAR_LORA on Hopper: a small kernel that splits a and b into high and low bf16
  * (linear_lora_split.cuh), and the product (linear_lora_hopper.cuh), which begins while that one is ending.
  */
+#include "backend/cuda/hopper_launch.cuh"
 #include "backend/cuda/linear_lora_hopper.cuh"
 #include "backend/cuda/linear_lora_split.cuh"
 #include "backend/cuda/lora.h"
@@ -39,28 +40,6 @@ pieces pieces_of(const tpi_lora_layers &all, int ranks) {
         p.b[i] = tpi_piece(&p.end, (size_t)((3 * rank_of(all) + 8) * all.layer[0].n) * sizeof(bf16));
     p.ready = tpi_piece(&p.end, (size_t)(2 * pairs) * sizeof(unsigned));
     return p;
-}
-
-using encode_fn = decltype(&cuTensorMapEncodeTiled);
-
-encode_fn encoder() {
-    void *function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
-                                         &found) != cudaSuccess)
-        return nullptr;
-    return found == cudaDriverEntryPointSuccess ? (encode_fn)function : nullptr;
-}
-
-/* A map of [rows, columns] whose boxes are [box_rows, 64]; what they reach beyond it reads as zeros. */
-bool encode(encode_fn function, CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
-            int64_t leading, int box_rows) {
-    const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows};
-    const cuuint64_t strides[1] = {(cuuint64_t)leading * sizeof(bf16)};
-    const cuuint32_t box[2] = {tile_inner, (cuuint32_t)box_rows}, steps[2] = {1, 1};
-    return function(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides, box, steps,
-                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 /* A map of w, or of b, for halves of tiles: [inner, n], or [n, inner]. */
@@ -169,35 +148,11 @@ tp_status start_split(const tpi_lora_layers &all, const split_job &s) {
     return tpi_cuda_launched(&all.launch[0]);
 }
 
-/* Pairs of blocks, which may start while the kernel before is ending. */
-struct pair_launch {
-    cudaLaunchAttribute attributes[2];
-    cudaLaunchConfig_t config;
-
-    pair_launch(const tpi_launch *launch, int pairs, int shared_bytes) : attributes(), config() {
-        attributes[0].id = cudaLaunchAttributeClusterDimension;
-        attributes[0].val.clusterDim = {2, 1, 1};
-        attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[1].val.programmaticStreamSerializationAllowed = 1;
-        config.gridDim = dim3(2 * (unsigned)pairs);
-        config.blockDim = dim3(threads);
-        config.dynamicSmemBytes = shared_bytes;
-        config.stream = tpi_cuda_of(launch)->stream;
-        config.attrs = attributes;
-        config.numAttrs = 2;
-    }
-};
-
 template <class L> tp_status run(const tpi_lora_layers &all) {
     const tpi_launch *launch = &all.launch[0];
     const pieces at = pieces_of(all, L::ranks);
     int clusters = 0; /* that can be there at once: tiles wait for each other */
-    const pair_launch every(launch, tpi_cuda_of(launch)->processors / 2, L::shared_bytes);
-    cudaError_t error =
-        cudaFuncSetAttribute(lora_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::shared_bytes);
-    if (error == cudaSuccess)
-        error = cudaOccupancyMaxActiveClusters(&clusters, lora_kernel<L>, &every.config);
-    if (error != cudaSuccess) return tpi_cuda_check(error, launch);
+    TPI_TRY(find_room(launch, tile_kernel<L, store_tiles>, L::shared_bytes, &clusters));
     const lora_job job = job_of<L>(all, at, clusters);
     const split_job split = split_of<L>(all, at, job);
     const int tiles = job.pairs * job.columns;
@@ -207,7 +162,8 @@ template <class L> tp_status run(const tpi_lora_layers &all) {
                         tpi_cuda_of(launch)->index);
     TPI_TRY(start_split(all, split));
     const pair_launch some(launch, tiles < clusters ? tiles : clusters, L::shared_bytes);
-    return tpi_cuda_check(cudaLaunchKernelEx(&some.config, lora_kernel<L>, maps, job), launch);
+    return tpi_cuda_check(
+        cudaLaunchKernelEx(&some.config, tile_kernel<L, store_tiles>, maps, job, store_tiles()), launch);
 }
 
 /* What tiles of so many columns take together: their turns, each of which costs its columns and, to begin and

@@ -11,6 +11,9 @@
  * high and low, h's row is [h₁ h₂ h₁ 1 1] and b's columns are [b₁ b₁ b₂ bias₁ bias₂], so the bias is a rank,
  * too. Who wants h for itself gets it from the first column's tiles.
  *
+ * Without ranks it is a product of a frozen matrix, whose tiles may end otherwise: what becomes of the sums
+ * is a parameter.
+ *
  * Layers that are one product have each its ranks, one layer's behind the other's. Of twins a tile has half
  * its columns from each, and b has zeros where the other's ranks are; gate and up of an MLP end in silu·mul.
  * Of a sum the layers' inner dimensions follow each other, and a has these zeros.
@@ -299,7 +302,9 @@ template <class L> __device__ void publish(const lora_job &p, const float (&h)[L
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.ready + block) : "memory");
 }
 
-template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {
+/* `ending` takes a warpgroup's 64 rows of a tile from its registers. */
+template <class L, class Ending>
+__device__ void make_tiles(const lora_job &p, ring<L> at, const Ending &ending) {
     uint32_t parity = 0;
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
         const tile t = tile_of(p, i);
@@ -314,11 +319,7 @@ template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {
         const int left = p.steps - before - making;
         multiply<false>(sum, h, at, left + low_rank_steps(p), left, parity, making > 0);
         if (threadIdx.x % group == 0) barrier_arrive(at.h_empty());
-        const int row = (2 * t.pair + cluster_rank()) * tile_rows;
-        if (p.twins)
-            store_twins(p, sum, row, t.column * L::half_columns);
-        else
-            store(p, sum, row, t.column * L::columns);
+        ending(p, sum, (2 * t.pair + cluster_rank()) * tile_rows, t.column);
     }
 }
 
@@ -326,9 +327,10 @@ template <class L> __device__ void make_tiles(const lora_job &p, ring<L> at) {
 #error "Hopper's matrix instructions need the architecture 90a, not 90"
 #endif
 
-template <class L>
-__global__ __launch_bounds__(threads, 1) void lora_kernel(const __grid_constant__ tile_maps maps,
-                                                          const __grid_constant__ lora_job p) {
+template <class L, class Ending>
+__global__ __launch_bounds__(threads, 1) void tile_kernel(const __grid_constant__ tile_maps maps,
+                                                          const __grid_constant__ lora_job p,
+                                                          const __grid_constant__ Ending ending) {
 #if TPI_WGMMA
     extern __shared__ char shared[];
     ring<L> at;
@@ -350,10 +352,10 @@ __global__ __launch_bounds__(threads, 1) void lora_kernel(const __grid_constant_
     if (threadIdx.x < group) {
         fewer_registers<104>();
         if (threadIdx.x == 0) fetch(maps, p, at);
-        if (threadIdx.x >= 32) prepare(p, at);
+        if (threadIdx.x >= 32 && p.rank > 0) prepare(p, at);
     } else {
         more_registers<200>();
-        make_tiles(p, at);
+        make_tiles(p, at, ending);
     }
     cluster_sync(); /* no block ends while its pair may still arrive at its barriers */
 #endif

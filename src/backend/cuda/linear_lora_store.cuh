@@ -41,16 +41,17 @@ __device__ __forceinline__ int column_of_thread(int i) {
     return (int)threadIdx.x % 4 * 8 + 32 * i;
 }
 
+/* The thread's row `half` of two. */
 template <int N>
-__device__ __forceinline__ void store(const lora_job &p, const float (&sum)[N], int row0, int column0) {
+__device__ __forceinline__ void store_row(const lora_job &p, const float (&sum)[N], int half, int row0,
+                                          int column0) {
+    const int row = row0 + row_of_thread(half);
 #pragma unroll
-    for (int i = 0; i < N / 16; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = row0 + row_of_thread(half), column = column0 + column_of_thread(i);
-            const uint4 eight = rounded(sum, i, half);
-            if (row < p.m && column < p.n) *(uint4 *)(p.y[0] + (int64_t)row * p.n + column) = eight;
-        }
+    for (int i = 0; i < N / 16; i++) {
+        const int column = column0 + column_of_thread(i);
+        const uint4 eight = rounded(sum, i, half);
+        if (row < p.m && column < p.n) *(uint4 *)(p.y[0] + (int64_t)row * p.n + column) = eight;
+    }
 }
 
 /* silu(gate) · up of two numbers each, as they were rounded. */
@@ -81,6 +82,21 @@ __device__ __forceinline__ void store_twins(const lora_job &p, const float (&sum
 }
 
 #endif
+
+/* A tile of rows from row0 on, column `tile` of tiles, goes to y. */
+struct store_tiles {
+    template <int N>
+    __device__ __forceinline__ void operator()(const lora_job &p, const float (&sum)[N], int row0,
+                                               int tile) const {
+#if TPI_WGMMA
+        if (p.twins)
+            store_twins(p, sum, row0, tile * N);
+        else
+#pragma unroll
+            for (int half = 0; half < 2; half++) store_row(p, sum, half, row0, tile * 2 * N);
+#endif
+    }
+};
 
 } // namespace
 

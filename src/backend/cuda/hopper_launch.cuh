@@ -1,0 +1,61 @@
+/* What a launch of tiles on Hopper needs from the host: maps for the copy engine, and pairs of blocks. */
+#ifndef TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
+#define TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
+
+#include "backend/cuda/linear_lora_job.cuh"
+
+namespace {
+
+using encode_fn = decltype(&cuTensorMapEncodeTiled);
+
+encode_fn encoder() {
+    void *function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                         &found) != cudaSuccess)
+        return nullptr;
+    return found == cudaDriverEntryPointSuccess ? (encode_fn)function : nullptr;
+}
+
+/* A map of [rows, columns] whose boxes are [box_rows, 64]; what they reach beyond it reads as zeros. */
+bool encode(encode_fn function, CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
+            int64_t leading, int box_rows) {
+    const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows};
+    const cuuint64_t strides[1] = {(cuuint64_t)leading * sizeof(bf16)};
+    const cuuint32_t box[2] = {tile_inner, (cuuint32_t)box_rows}, steps[2] = {1, 1};
+    return function(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides, box, steps,
+                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+/* Pairs of blocks, which may start while the kernel before is ending. */
+struct pair_launch {
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config;
+
+    pair_launch(const tpi_launch *launch, int pairs, int shared_bytes) : attributes(), config() {
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim = {2, 1, 1};
+        attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[1].val.programmaticStreamSerializationAllowed = 1;
+        config.gridDim = dim3(2 * (unsigned)pairs);
+        config.blockDim = dim3(threads);
+        config.dynamicSmemBytes = shared_bytes;
+        config.stream = tpi_cuda_of(launch)->stream;
+        config.attrs = attributes;
+        config.numAttrs = 2;
+    }
+};
+
+/* How many pairs of such blocks the device has room for at once. */
+template <class K> tp_status find_room(const tpi_launch *launch, K kernel, int shared_bytes, int *pairs) {
+    const pair_launch every(launch, tpi_cuda_of(launch)->processors / 2, shared_bytes);
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(pairs, kernel, &every.config);
+    return tpi_cuda_check(error, launch);
+}
+
+} // namespace
+
+#endif
