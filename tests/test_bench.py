@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("TAPER_BUILD", ROOT / "build"))
+THREADS = (2,) if os.environ.get("TAPER_SANITIZE") else (1, 2)  # sanitized, a round of all works takes a minute
 sys.path.insert(0, str(ROOT / "bench"))
 
 import compare
@@ -38,14 +39,14 @@ class ShortRunTest(unittest.TestCase):
         cls.addClassCleanup(cls.folder.cleanup)
         cls.out = Path(cls.folder.name)
         names = ["--with", "reference,torch", "--peers", str(cls.out / "none")]
-        cls.done = bench(cls.out, "--short", "--rounds", "1", "--threads", "1,2", *names)
+        cls.done = bench(cls.out, "--short", "--rounds", "1", "--threads", ",".join(map(str, THREADS)), *names)
         if cls.done.returncode:
             raise AssertionError(cls.done.stdout + cls.done.stderr)
         cls.figures = json.loads((cls.out / "bench.json").read_text())
 
     def test_every_short_work_was_measured_on_each_number_of_threads(self):
         measured = {(work["name"], work["threads"]) for work in self.figures["works"]}
-        wanted = {(work.name, threads) for work in works.all_works() if work.short for threads in (1, 2)}
+        wanted = {(work.name, threads) for work in works.all_works() if work.short for threads in THREADS}
         self.assertEqual(measured, wanted)
 
     def test_every_kind_of_work_is_among_the_short_ones(self):
@@ -68,7 +69,7 @@ class ShortRunTest(unittest.TestCase):
             self.assertTrue(all((limit > 0) == bool(stated) for limit in work["limits"]), work["name"])
 
     def test_the_machine_is_stated(self):
-        for limits, threads in zip(self.figures["machine"]["limits"], (1, 2)):
+        for limits, threads in zip(self.figures["machine"]["limits"], THREADS):
             self.assertEqual(limits["threads"], threads)
             self.assertGreater(limits["f32"], 0)
             self.assertEqual(limits["levels"][-1]["name"], "memory")
@@ -79,7 +80,7 @@ class ShortRunTest(unittest.TestCase):
 
     def test_the_table_has_a_row_of_equal_width_for_each_work(self):
         rows = [line for line in (self.out / "bench.md").read_text().splitlines() if line.startswith("|")]
-        self.assertEqual(len(rows), len(self.figures["works"]) + 2 * 2)
+        self.assertEqual(len(rows), len(self.figures["works"]) + 2 * len(THREADS))
         self.assertEqual({row.count("|") for row in rows}, {rows[0].count("|")})
 
     def test_the_plot_is_xml_with_a_bar_for_each_ratio(self):
