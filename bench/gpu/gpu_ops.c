@@ -53,6 +53,8 @@ static const char *const all_rows[] = {
     "silu_mul_grad-4096x4864",
     "silu_mul-16384x4864",
     "silu_mul_grad-16384x4864",
+    "chain-4096x4864",
+    "chain-16384x4864",
     "attention-8x512-14x64-kv2",
     "attention_grad-8x512-14x64-kv2",
     "attention-8x2048-14x64-kv2",

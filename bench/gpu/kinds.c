@@ -153,6 +153,13 @@ static void silu_mul_grad(recording *r) {
     want_gradients(r, tp_lazy_silu_mul(gate, up), dy, 3);
 }
 
+/* Six pointwise operations over three operands, interpreted as one chain. */
+static void chain(recording *r) {
+    tp_lazy *x = rows(r), *y = rows(r), *z = rows(r);
+    tp_lazy *sum = tp_lazy_add(tp_lazy_mul(x, y), x);
+    want(r, tp_lazy_sub(tp_lazy_mul(sum, tp_lazy_tanh(z)), tp_lazy_mul_scalar(z, 0.5)));
+}
+
 /* ---- attention: BxT-HxD-kvG ---- */
 
 /* rope-BxT-HxD */
@@ -270,6 +277,7 @@ const kind kinds[] = {
     {"add_rms_norm", add_rms_norm, {24, 512}, false},
     {"silu_mul", silu_mul, {24, 96}, false},
     {"silu_mul_grad", silu_mul_grad, {24, 96}, false},
+    {"chain", chain, {24, 96}, false},
     {"rope", rope, {2, 24, 4, 64}, false},
     {"attention", attention, {2, 80, 4, 64, 2}, false},
     {"attention_grad", attention_grad, {2, 80, 4, 64, 2}, false},

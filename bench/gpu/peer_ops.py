@@ -124,6 +124,11 @@ def silu_mul_grad(m, n):
     return with_gradients(lambda gate, up: F.silu(gate) * up, [normal(m, n), normal(m, n)], normal(m, n))
 
 
+def chain(m, n):
+    x, y, z = normal(m, n), normal(m, n), normal(m, n)
+    return lambda: (x * y + x) * torch.tanh(z) - 0.5 * z
+
+
 def rope(batch, length, heads, size):
     """With the sines made before, as transformers does it."""
     x = normal(batch, length, heads, size)
@@ -199,12 +204,12 @@ KINDS = {
     f.__name__: f
     for f in (
         matmul, lora, linear, linear_dx, linear_lora, linear_lora_f32, linear_lora_dx, linear_lora_grad, softmax,
-        softmax_grad, rms_norm, rms_norm_grad, add_rms_norm, silu_mul, silu_mul_grad, rope, attention, attention_grad,
-        gather, cross_entropy, adamw, squares,
+        softmax_grad, rms_norm, rms_norm_grad, add_rms_norm, silu_mul, silu_mul_grad, chain, rope, attention,
+        attention_grad, gather, cross_entropy, adamw, squares,
     )
 }  # fmt: skip
 # What the compiler can make one kernel of; products are searched for, which takes long.
-COMPILED = {"lora": "max-autotune-no-cudagraphs", "softmax": None, "rms_norm": None}
+COMPILED = {"lora": "max-autotune-no-cudagraphs", "softmax": None, "rms_norm": None, "chain": None}
 
 
 # ---- times, in microseconds ----

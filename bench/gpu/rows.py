@@ -29,7 +29,7 @@ linear-4096x896x4864 linear_lora_f32-4096x896x4864-r8 linear_lora_f32_grad-4096x
 linear-1x3584x18944 linear-1x896x151936
 rms_norm-4096x896 rms_norm_grad-4096x896 add_rms_norm-4096x896 add_rms_norm-16384x4096
 rope-8x512-14x64 rope-8x2048-14x64
-silu_mul-4096x4864 silu_mul_grad-4096x4864 silu_mul-16384x4864 silu_mul_grad-16384x4864
+silu_mul-4096x4864 silu_mul_grad-4096x4864 silu_mul-16384x4864 silu_mul_grad-16384x4864 chain-4096x4864 chain-16384x4864
 attention-8x512-14x64-kv2 attention_grad-8x512-14x64-kv2
 attention-8x2048-14x64-kv2 attention_grad-8x2048-14x64-kv2
 attention-4x1024-28x128-kv4 attention_grad-4x1024-28x128-kv4
