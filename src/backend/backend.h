@@ -98,6 +98,8 @@ typedef struct tpi_bound {
     uint32_t n_steps, n_slots;
     bool can_fail; /* a step may find that data is wrong */
     void *const *slots;
+    const void *arena; /* where the run's own values lie: nobody reads them after it */
+    uint64_t arena_bytes;
     tpi_threads *threads;
     tpi_prepared *prepared;
 } tpi_bound;

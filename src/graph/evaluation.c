@@ -16,7 +16,7 @@ static void clear_results(tpi_evaluation *e) {
 
 void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, void **pointers) {
     void **bases = pointers + plan->n_slots;
-    e->run = (tpi_run){ctx, plan, bases, pointers};
+    e->run = (tpi_run){ctx, plan, bases, pointers, NULL};
     e->leaves = (tp_tensor **)(bases + plan->n_leaves + plan->n_buffers);
     e->fresh = (tpi_storage **)(e->leaves + plan->n_leaves);
     e->results = (tp_tensor **)(e->fresh + plan->n_buffers);

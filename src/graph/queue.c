@@ -21,7 +21,7 @@ tp_status tpi_queue_create(tpi_queue **out) {
 }
 
 /* An evaluation whose inputs were lost fails as the one that lost them did. */
-static tp_status run(const tpi_job *job) {
+static tp_status run(tpi_job *job) {
     tp_device *device = job->run.plan->device;
     if (!tpi_is_host(device)) return device->calls->wait(device->state, job->mark);
     for (size_t i = 0; i < job->run.plan->n_leaves; i++) TPI_TRY(tpi_storage_check(job->storages[i]));

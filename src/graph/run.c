@@ -25,8 +25,15 @@ static tpi_launch new_launch(const tpi_run *run) {
 /* Steps `first` ... first + n - 1 on a device that queues them. */
 static tp_status queue_steps(const tpi_run *run, uint32_t first, uint32_t n, tpi_prepared *prepared) {
     const tpi_plan *plan = run->plan;
-    const tpi_bound bound = {plan->steps + first,   n,       plan->n_slots, plan->can_fail, run->slots,
-                             run->context->threads, prepared};
+    const tpi_bound bound = {.steps = plan->steps + first,
+                             .n_steps = n,
+                             .n_slots = plan->n_slots,
+                             .can_fail = plan->can_fail,
+                             .slots = run->slots,
+                             .arena = run->arena,
+                             .arena_bytes = plan->arena_bytes,
+                             .threads = run->context->threads,
+                             .prepared = prepared};
     return plan->device->backend->run(plan->device->state, &bound);
 }
 
@@ -134,21 +141,22 @@ static tp_status run_checked(const tpi_run *run) {
     return status;
 }
 
-tp_status tpi_run_now(const tpi_run *run) {
-    const tpi_plan *plan = run->plan;
+static tp_status run_bound(const tpi_run *run) {
     tp_context *ctx = run->context;
+    if (ctx->null_kernels) return TP_OK;
+    if (atomic_load_explicit(&ctx->detect_nonfinite, memory_order_relaxed)) return run_checked(run);
+    if (tpi_verbose(ctx, TPI_TOPIC_KERNEL)) return run_steps_timed(run);
+    return run->plan->device->backend->run ? queue_steps(run, 0, run->plan->n_steps, &run->plan->prepared)
+                                           : run_steps(run);
+}
+
+tp_status tpi_run_now(tpi_run *run) {
+    const tpi_plan *plan = run->plan;
     tpi_memory *memory = plan->device->memory;
-    void *arena = NULL;
-    if (plan->arena_bytes) TPI_TRY(tpi_memory_take(memory, plan->arena_bytes, &arena));
-    bind(plan, arena, run->bases, run->slots);
-    tp_status status = TP_OK;
-    if (atomic_load_explicit(&ctx->detect_nonfinite, memory_order_relaxed) && !ctx->null_kernels)
-        status = run_checked(run);
-    else if (tpi_verbose(ctx, TPI_TOPIC_KERNEL))
-        status = run_steps_timed(run);
-    else if (!ctx->null_kernels)
-        status = plan->device->backend->run ? queue_steps(run, 0, plan->n_steps, &run->plan->prepared)
-                                            : run_steps(run);
-    if (plan->arena_bytes) tpi_memory_give(memory, arena, plan->arena_bytes);
+    run->arena = NULL;
+    if (plan->arena_bytes) TPI_TRY(tpi_memory_take(memory, plan->arena_bytes, &run->arena));
+    bind(plan, run->arena, run->bases, run->slots);
+    tp_status status = run_bound(run);
+    if (plan->arena_bytes) tpi_memory_give(memory, run->arena, plan->arena_bytes);
     return status;
 }

@@ -11,11 +11,12 @@ typedef struct tpi_run {
     tpi_plan *plan;
     void **bases; /* leaves, then result buffers */
     void **slots;
+    void *arena; /* while it runs */
 } tpi_run;
 
 /* Takes the arena, binds the slots, runs the steps, gives the arena back. On a device with its own order the
  * steps are queued when it returns. */
-tp_status tpi_run_now(const tpi_run *run);
+tp_status tpi_run_now(tpi_run *run);
 
 /* ---- queue.c ---- */
 

@@ -90,6 +90,17 @@ static void evaluate(block *m, tp_tensor **out) {
 
 /* ---- comparing ---- */
 
+static double expect_near(const tp_tensor *got, const tp_tensor *wanted, double most, int64_t rank, int run,
+                          const char *what, int i) {
+    const double apart = distance(got, wanted);
+    checks++;
+    if (apart < most) return apart;
+    faults++;
+    printf("FAIL rank %d, run %d: %s %d is %.3g of its largest value apart\n", (int)rank, run, what, i,
+           apart);
+    return apart;
+}
+
 static void compare_rank(tp_device *cpu, tp_device *gpu, int64_t rank) {
     block here, there;
     tp_tensor *wanted[WANTED], *got[WANTED];
@@ -99,13 +110,7 @@ static void compare_rank(tp_device *cpu, tp_device *gpu, int64_t rank) {
         double worst = 0;
         evaluate(&there, got);
         for (int i = 0; i < WANTED; i++) {
-            const double apart = distance(got[i], wanted[i]);
-            worst = fmax(worst, apart);
-            checks++;
-            if (apart < 0.03) continue;
-            faults++;
-            printf("FAIL rank %d, run %d: gradient %d is %.3g of its largest value apart\n", (int)rank, run,
-                   i, apart);
+            worst = fmax(worst, expect_near(got[i], wanted[i], 0.03, rank, run, "gradient", i));
         }
         if (run == RUNS - 1) printf("rank %d: gradients within %.2g\n", (int)rank, worst);
         for (int i = 0; i < WANTED; i++) tp_tensor_release(got[i]);
@@ -114,9 +119,45 @@ static void compare_rank(tp_device *cpu, tp_device *gpu, int64_t rank) {
     release(&here), release(&there);
 }
 
+/* What a sum of layers, and of a norm's gradient, is made of is wanted, too. */
+enum { A_LAYER, ANOTHER, THEIR_SUM, SLOPE, SLOPE_SUM, PARTS };
+
+static void evaluate_parts(block *m, tp_tensor **out) {
+    tp_lazy *x = tp_lazy_from_tensor(g, m->x), *parts[PARTS];
+    tp_lazy *weight = tp_lazy_reshape(tp_lazy_from_tensor(g, m->norm), 1, SHAPE(WIDE));
+    parts[A_LAYER] = apply(m, O, x), parts[ANOTHER] = apply(m, O, tp_lazy_tanh(x));
+    parts[THEIR_SUM] = tp_lazy_add(parts[A_LAYER], parts[ANOTHER]);
+    tp_lazy *norm = tp_lazy_rms_norm(x, weight, 1e-6);
+    must(tp_graph_grad(g, tp_lazy_sum(tp_lazy_mul(norm, tp_lazy_tanh(norm)), TP_ALL_DIMS, false), &x, 1,
+                       &parts[SLOPE]),
+         "grad");
+    parts[SLOPE_SUM] = tp_lazy_add(parts[SLOPE], x);
+    must(tp_graph_eval(g, parts, PARTS, out), "eval");
+    tp_graph_reset(g);
+}
+
+static void compare_parts(tp_device *cpu, tp_device *gpu, int64_t rank) {
+    block here, there;
+    tp_tensor *wanted[PARTS], *got[PARTS];
+    make(&here, cpu, rank), make(&there, gpu, rank);
+    evaluate_parts(&here, wanted);
+    for (int run = 0; run < RUNS; run++) {
+        evaluate_parts(&there, got);
+        for (int i = 0; i < PARTS; i++) {
+            expect_near(got[i], wanted[i], 0.01, rank, run, "part", i);
+            tp_tensor_release(got[i]);
+        }
+    }
+    for (int i = 0; i < PARTS; i++) tp_tensor_release(wanted[i]);
+    release(&here), release(&there);
+}
+
 static void compare(tp_device *cpu, tp_device *gpu) {
     static const int64_t ranks[] = {8, 3, 12, 20, 40};
-    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) compare_rank(cpu, gpu, ranks[i]);
+    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
+        compare_rank(cpu, gpu, ranks[i]);
+        compare_parts(cpu, gpu, ranks[i]);
+    }
 }
 
 int main(void) {

@@ -9,6 +9,8 @@ tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k
 }
 
 bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from) {
+    const tpi_range arena = tpi_range_of(bound->arena, (int64_t)bound->arena_bytes);
+    if (data.begin < arena.begin || data.end > arena.end) return true;
     for (uint32_t i = from; i < bound->n_steps; i++) {
         const tpi_step *step = &bound->steps[i];
         for (int k = 0; k < step->n_in; k++)

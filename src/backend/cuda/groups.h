@@ -54,7 +54,7 @@ static inline tpi_range tpi_range_of_output(const tpi_bound *bound, const tpi_st
 /* From the input's first element to behind its last, gaps included. */
 tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k);
 
-/* Whether a step from `from` on reads what lies there now. */
+/* Whether a step from `from` on reads what lies there now, or who asked for the run may. */
 bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from);
 /* Whether a step before `end` writes there. */
 bool tpi_written_before(const tpi_bound *bound, tpi_range data, uint32_t end);
