@@ -99,7 +99,7 @@ typedef struct tpi_bound {
     bool can_fail; /* a step may find that data is wrong */
     void *const *slots;
     tpi_threads *threads;
-    tpi_prepared *prepared;
+    tpi_prepared *prepared; /* NULL: nothing is to be kept */
 } tpi_bound;
 
 typedef struct tpi_backend {

@@ -67,8 +67,7 @@ static tp_status run_on_gpu(case_run *run) {
         }
     }
     pointers[run->instance->n_in + run->instance->n_out] = scratch;
-    tpi_prepared nothing = {NULL, NULL};
-    const tpi_bound bound = {&run->step, 1, CASE_OPERANDS + 1, true, pointers, threads, &nothing};
+    const tpi_bound bound = {&run->step, 1, CASE_OPERANDS + 1, true, pointers, threads, NULL};
     tp_status status = gpu->backend->run(gpu->state, &bound);
     const uint64_t mark = gpu->calls->mark(gpu->state);
     if (status == TP_OK) status = gpu->calls->wait(gpu->state, mark);
