@@ -75,7 +75,7 @@ static tp_status fake_run(void *state, const tpi_bound *bound) {
     fake *device = state;
     tpi_launch launch = {NULL, bound->slots, bound->threads, NULL};
     const uint64_t mark = ++device->marks;
-    if (!bound->prepared->data) {
+    if (bound->prepared && !bound->prepared->data) {
         *bound->prepared = (tpi_prepared){&device->released, release_prepared};
         device->prepared++;
     }

@@ -101,7 +101,7 @@ typedef struct tpi_bound {
     const void *arena; /* where the run's own values lie: nobody reads them after it */
     uint64_t arena_bytes;
     tpi_threads *threads;
-    tpi_prepared *prepared;
+    tpi_prepared *prepared; /* NULL: nothing is to be kept */
 } tpi_bound;
 
 typedef struct tpi_backend {

@@ -51,9 +51,8 @@ static tp_status run_steps(const tpi_run *run) {
 /* One step, which has ended when this returns, on any device. */
 static tp_status run_to_end(const tpi_run *run, const tpi_launch *launch) {
     tp_device *device = run->plan->device;
-    tpi_prepared nothing = {NULL, NULL};
     if (!device->backend->run) return launch->step->kernel->run(launch);
-    TPI_TRY(queue_steps(run, (uint32_t)(launch->step - run->plan->steps), 1, &nothing));
+    TPI_TRY(queue_steps(run, (uint32_t)(launch->step - run->plan->steps), 1, NULL));
     return device->calls->wait(device->state, device->calls->mark(device->state));
 }
 

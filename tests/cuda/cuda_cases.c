@@ -67,14 +67,12 @@ static tp_status run_on_gpu(case_run *run) {
         }
     }
     pointers[run->instance->n_in + run->instance->n_out] = scratch;
-    tpi_prepared nothing = {NULL, NULL};
     const tpi_bound bound = {.steps = &run->step,
                              .n_steps = 1,
                              .n_slots = CASE_OPERANDS + 1,
                              .can_fail = true,
                              .slots = pointers,
-                             .threads = threads,
-                             .prepared = &nothing};
+                             .threads = threads};
     tp_status status = gpu->backend->run(gpu->state, &bound);
     const uint64_t mark = gpu->calls->mark(gpu->state);
     if (status == TP_OK) status = gpu->calls->wait(gpu->state, mark);

@@ -204,6 +204,37 @@ static void faults_leave_state(void) {
     tp_tensor_release(table), tp_tensor_release(ids), tp_tensor_release(state);
 }
 
+/* Plans of one step, launched and then captured, in more runs than are under way at once. */
+static void short_plans(void) {
+    const int32_t positions[2][2] = {{1, 2}, {1, 9}};
+    const float zero = 0;
+    tp_tensor *count, *table, *ids[2], *out, *lost = NULL;
+    float value, rows[8];
+    must(tp_tensor_from_data(gpu, TP_F32, 0, NULL, &zero, &count));
+    must(tp_tensor_randn(gpu, 2, SHAPE(3, 4), 5, &table));
+    for (int i = 0; i < 2; i++) must(tp_tensor_from_data(gpu, TP_I32, 1, SHAPE(2), positions[i], &ids[i]));
+    for (int round = 0; round < 100; round++) {
+        tp_lazy *c = tp_lazy_from_tensor(g, count);
+        tp_lazy_assign(c, tp_lazy_add_scalar(c, 1));
+        must(tp_graph_eval(g, NULL, 0, NULL));
+        tp_graph_reset(g);
+        const int bad = round % 2;
+        must(tp_lazy_eval(tp_lazy_gather(tp_lazy_from_tensor(g, table), tp_lazy_from_tensor(g, ids[bad])),
+                          &out));
+        if (round % 5 == 0)
+            check(tp_tensor_read(out, TP_F32, rows, sizeof rows) == (bad ? TP_EINVAL : TP_OK), "round %d",
+                  round);
+        if (round == 77) lost = tp_tensor_retain(out);
+        tp_tensor_release(out);
+        tp_graph_reset(g);
+    }
+    must(tp_tensor_read(count, TP_F32, &value, sizeof value));
+    check(value == 100, "counted to %g", (double)value);
+    check(tp_tensor_read(lost, TP_F32, rows, sizeof rows) == TP_EINVAL, "a failure was forgotten");
+    tp_tensor_release(count), tp_tensor_release(table), tp_tensor_release(lost);
+    for (int i = 0; i < 2; i++) tp_tensor_release(ids[i]);
+}
+
 static void memory(void) {
     tp_context_options options = TP_CONTEXT_OPTIONS_INIT;
     options.memory_limit = 1 << 20;
@@ -299,6 +330,7 @@ int main(void) {
     events();
     training();
     faults_leave_state();
+    short_plans();
     memory();
     nonfinite();
     recordings();

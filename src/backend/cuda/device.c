@@ -6,6 +6,9 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
+
+#define ASKING 50e-3 /* seconds; waking up costs a quarter of a millisecond */
 
 #define TRY_CUDA(device, call, what) TPI_TRY(tpi_cuda_report(device, call, what))
 
@@ -32,6 +35,26 @@ static tp_status enter(tpi_cuda_device *device) {
 static tp_status leave(tpi_cuda_device *device, tp_status status) {
     pthread_mutex_unlock(&device->lock);
     return status;
+}
+
+/* ---- waiting ---- */
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Waits for an event: at first by asking, which hears of it soonest, then asleep, which leaves the processor
+ * to others. */
+static cudaError_t await(cudaEvent_t event) {
+    const double start = seconds();
+    cudaError_t error;
+    do {
+        error = cudaEventQuery(event);
+    } while (error == cudaErrorNotReady && seconds() - start < ASKING);
+    cudaGetLastError(); /* not ready is an ordinary answer, which must not stick */
+    return error == cudaErrorNotReady ? cudaEventSynchronize(event) : error;
 }
 
 /* ---- memory ---- */
@@ -79,7 +102,7 @@ static tp_status next_piece(tpi_cuda_device *device) {
     TRY_CUDA(device, cudaEventRecord(s->used[s->piece], device->kernel.stream), "copy to the device");
     s->piece = (s->piece + 1) % TPI_STAGING_PIECES;
     s->at = 0;
-    return tpi_cuda_report(device, cudaEventSynchronize(s->used[s->piece]), "copy to the device");
+    return tpi_cuda_report(device, await(s->used[s->piece]), "copy to the device");
 }
 
 static tp_status stage(tpi_cuda_device *device, char *to, const char *from, size_t bytes) {
@@ -149,11 +172,18 @@ static void remember_fault(tpi_cuda_device *device, uint64_t mark) {
     f->old[f->old_count++ % TPI_CUDA_OLD_FAULTS].fault = *fault;
 }
 
+/* Run `mark` and all before it have ended; under the lock. */
+static void note_end(tpi_cuda_device *device, uint64_t mark) {
+    if (mark > device->ended) device->ended = mark;
+}
+
 tp_status tpi_cuda_begin_run(tpi_cuda_device *device) {
     const uint64_t next = device->marks + 1;
     if (next <= TPI_CUDA_RUNS) return TP_OK;
-    TRY_CUDA(device, cudaEventSynchronize(device->events[next % TPI_CUDA_RUNS]), "waiting");
-    remember_fault(device, next - TPI_CUDA_RUNS);
+    const uint64_t oldest = next - TPI_CUDA_RUNS; /* whose event is used again */
+    if (oldest > device->ended) TRY_CUDA(device, await(device->events[oldest % TPI_CUDA_RUNS]), "waiting");
+    note_end(device, oldest);
+    remember_fault(device, oldest);
     return TP_OK;
 }
 
@@ -194,8 +224,9 @@ static tp_status wait_for(void *state, uint64_t at) {
     cudaEvent_t event;
     if (at == 0) return TP_OK;
     TPI_TRY(find_event(device, at, &event));
-    TRY_CUDA(device, cudaEventSynchronize(event), "a run failed");
+    TRY_CUDA(device, await(event), "a run failed");
     pthread_mutex_lock(&device->lock);
+    note_end(device, at);
     return leave(device, status_of_run(device, at));
 }
 
@@ -206,7 +237,8 @@ static tp_status land(tpi_cuda_device *device, char *to, const char *from, size_
         const size_t n = bytes < TPI_STAGING_BYTES ? bytes : TPI_STAGING_BYTES;
         TRY_CUDA(device, cudaMemcpyAsync(device->landing, from, n, cudaMemcpyDeviceToHost, device->reads),
                  "copy to the host");
-        TRY_CUDA(device, cudaStreamSynchronize(device->reads), "copy to the host");
+        TRY_CUDA(device, cudaEventRecord(device->landed, device->reads), "copy to the host");
+        TRY_CUDA(device, await(device->landed), "copy to the host");
         memcpy(to, device->landing, n);
         to += n;
         from += n;
@@ -226,7 +258,10 @@ static tp_status read_from(void *state, void *to, const void *from, size_t bytes
         status = tpi_cuda_report(device, cudaStreamWaitEvent(device->reads, event, 0), "copy to the host");
     if (status == TP_OK) status = land(device, to, from, bytes);
     pthread_mutex_unlock(&device->reading);
-    return status;
+    if (status != TP_OK || bytes == 0) return status;
+    pthread_mutex_lock(&device->lock);
+    note_end(device, at);
+    return leave(device, TP_OK);
 }
 
 /* ---- opening and closing ---- */
@@ -241,6 +276,7 @@ static void close_device(void *state) {
         if (device->events[i]) cudaEventDestroy(device->events[i]);
     for (int i = 0; i < TPI_STAGING_PIECES; i++)
         if (device->staging.used[i]) cudaEventDestroy(device->staging.used[i]);
+    if (device->landed) cudaEventDestroy(device->landed);
     cudaFreeHost(device->staging.memory);
     cudaFreeHost(device->landing);
     cudaFreeHost(device->faults.ring);
@@ -256,7 +292,7 @@ static void close_device(void *state) {
 static cudaError_t make_events(cudaEvent_t *events, int n) {
     cudaError_t error = cudaSuccess;
     for (int i = 0; i < n && error == cudaSuccess; i++)
-        error = cudaEventCreateWithFlags(&events[i], cudaEventDisableTiming);
+        error = cudaEventCreateWithFlags(&events[i], cudaEventDisableTiming | cudaEventBlockingSync);
     return error;
 }
 
@@ -283,6 +319,7 @@ static cudaError_t make_device(tpi_cuda_device *device) {
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device->reads, cudaStreamNonBlocking);
     if (error == cudaSuccess) error = make_events(device->events, TPI_CUDA_RUNS);
     if (error == cudaSuccess) error = make_events(device->staging.used, TPI_STAGING_PIECES);
+    if (error == cudaSuccess) error = make_events(&device->landed, 1);
     return error == cudaSuccess ? make_memory(device) : error;
 }
 

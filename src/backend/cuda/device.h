@@ -45,9 +45,11 @@ typedef struct tpi_cuda_device {
     tpi_cuda kernel;
     pthread_mutex_t lock, reading;
     cudaStream_t reads;
-    char *landing; /* pinned: copies to the host come through it; `reading` guards it */
+    char *landing;      /* pinned: copies to the host come through it; `reading` guards it */
+    cudaEvent_t landed; /* behind the last of them */
     tpi_warning warning;
     uint64_t marks; /* of the last run */
+    uint64_t ended; /* of a run that has, as far as is known; so have those before it */
     bool behind;    /* something was queued behind the last run's event */
     cudaEvent_t events[TPI_CUDA_RUNS];
     tpi_cuda_staging staging;

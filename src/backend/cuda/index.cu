@@ -3,7 +3,9 @@
  * Scatter_add gives the same bits each time without sorting: for each id the table of claims holds the first
  * position that has it and how many there are (maxima and counts of integers, whose order does not matter).
  * The first position is the row's owner: it lists the others in order, and sums them in that order. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/layout.cuh"
+#include "backend/cuda/row.cuh"
 
 namespace {
 
@@ -24,33 +26,38 @@ layout<1> inner_layout(const tpi_operand *operand, int first) {
 /* ---- gather ---- */
 
 struct gathering {
-    layout<1> ids, row;         /* row: in units */
-    divisor units;              /* of a row */
-    int64_t rows, pitch, count; /* of the table; units between its rows; units of the output */
+    layout<1> ids, row;  /* row: in units */
+    int64_t rows, pitch; /* of the table; units between its rows */
 };
 
+/* Rows lie over threads as row.cuh has it. */
 template <typename U>
-__global__ void __launch_bounds__(THREADS) gather_rows(const __grid_constant__ gathering g, const U *table,
-                                                       const int32_t *ids, U *y, tpi_cuda_fault *fault) {
-    const int64_t first = (int64_t)blockIdx.x * THREADS * UNITS + threadIdx.x;
-    U unit[UNITS];
-    bool sound[UNITS];
-#pragma unroll
-    for (int k = 0; k < UNITS; k++) {
-        const int64_t i = first + k * THREADS;
-        sound[k] = false;
-        if (i >= g.count) continue;
-        const int64_t place = (int64_t)quotient((uint64_t)i, g.units), at = i - place * (int64_t)g.units.size;
-        const int64_t id = ids[locate(g.ids, (uint64_t)place)];
-        sound[k] = id >= 0 && id < g.rows;
-        if (sound[k])
-            unit[k] = table[id * g.pitch + locate(g.row, (uint64_t)at)];
-        else if (at == 0)
-            report_fault(fault, TPI_GATHER, id, g.rows);
+__global__ void __launch_bounds__(ROW_THREADS)
+    gather_rows(const __grid_constant__ gathering g, const U *table, const int32_t *ids, U *y,
+                tpi_cuda_fault *fault) {
+    const int64_t place = row_of_thread();
+    ids += locate(g.ids, (uint64_t)place);
+    take_turn();
+    if (place >= g.ids.count) return;
+    const int64_t id = *ids;
+    if (id < 0 || id >= g.rows) {
+        if (threadIdx.x == 0) report_fault(fault, TPI_GATHER, id, g.rows);
+        return;
     }
+    table += id * g.pitch, y += place * g.row.count;
+    for (int64_t first = threadIdx.x; first < g.row.count; first += UNITS * blockDim.x) {
+        U unit[UNITS];
 #pragma unroll
-    for (int k = 0; k < UNITS; k++)
-        if (sound[k]) y[first + k * THREADS] = unit[k];
+        for (int k = 0; k < UNITS; k++) {
+            const int64_t i = first + k * blockDim.x;
+            if (i < g.row.count) unit[k] = table[locate(g.row, (uint64_t)i)];
+        }
+#pragma unroll
+        for (int k = 0; k < UNITS; k++) {
+            const int64_t i = first + k * blockDim.x;
+            if (i < g.row.count) y[i] = unit[k];
+        }
+    }
 }
 
 tp_status gather(const tpi_launch *launch) {
@@ -61,18 +68,17 @@ tp_status gather(const tpi_launch *launch) {
     const tpi_cuda *cuda = tpi_cuda_of(launch);
     const int64_t element = dtype_bytes(table->dtype);
     if (y->count == 0) return TP_OK;
-    gathering g = {
-        inner_layout(tpi_in_operand(launch->step, 1), 0), inner_layout(table, 1), {}, table->shape[0], 0, 0};
+    gathering g = {inner_layout(tpi_in_operand(launch->step, 1), 0), inner_layout(table, 1), table->shape[0],
+                   0};
     const int64_t unit =
         widen(&g.row, element, (uintptr_t)from | (uintptr_t)to | (uint64_t)(table->stride[0] * element));
-    g.units = divide_by((uint64_t)g.row.count);
     g.pitch = table->stride[0] * element / unit;
-    g.count = y->count * element / unit;
     seal(&g.ids);
     seal(&g.row);
+    const row_layout rows = lay_rows(cuda, g.ids.count, g.row.count);
     UNIT_TYPE(unit, U, {
-        const unsigned blocks = (unsigned)tpi_div_up(g.count, THREADS * UNITS);
-        gather_rows<U><<<blocks, THREADS, 0, cuda->stream>>>(g, (const U *)from, ids, (U *)to, cuda->fault);
+        start_early(cuda, gather_rows<U>, rows.blocks, rows.block, g, (const U *)from, ids, (U *)to,
+                    cuda->fault);
     });
     return tpi_cuda_launched(launch);
 }

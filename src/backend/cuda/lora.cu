@@ -6,6 +6,7 @@
  * leaves the block, and b's first elements are on their way before h is known. */
 #include "backend/cuda/lora.h"
 #include "backend/cuda/device.cuh"
+#include "backend/cuda/early.cuh"
 
 namespace {
 
@@ -33,7 +34,8 @@ template <int HALF = 16> __device__ __forceinline__ void warp_transpose_sum(floa
     if constexpr (HALF > 1) warp_transpose_sum<HALF / 2>(sums);
 }
 
-/* RANKS elements of a's row k from rank r0 on. */
+/* RANKS elements of a's row k from rank r0 on. PACKED, as a [k, r] and b [r, n] without gaps are: neighbours
+ * are loaded at once, and there are no ranks beyond the last. */
 template <typename A, int RANKS, bool PACKED>
 __device__ __forceinline__ void load_down(float (&to)[RANKS], const lora_args &p, int64_t k, int r0) {
     const A *a = (const A *)p.a + k * p.a_k + r0 * p.a_r;
@@ -52,15 +54,23 @@ __device__ __forceinline__ void load_down(float (&to)[RANKS], const lora_args &p
 }
 
 /* b's elements of `columns` columns and RANKS ranks; zeros outside. */
-template <typename A, int RANKS>
+template <typename A, int RANKS, bool PACKED>
 __device__ __forceinline__ void load_up(float (&to)[RANKS][columns], const lora_args &p, int64_t column,
                                         int r0) {
     const A *b = (const A *)p.b + column * p.b_n + r0 * p.b_r;
 #pragma unroll
-    for (int r = 0; r < RANKS; r++)
+    for (int r = 0; r < RANKS; r++) {
+        pack<A, columns> part = {};
+        if constexpr (PACKED) {
+            if (column < p.n) part = *(const pack<A, columns> *)(b + r * p.b_r);
+        } else {
 #pragma unroll
-        for (int c = 0; c < columns; c++)
-            to[r][c] = r0 + r < p.rank && column + c < p.n ? to_f32(b[r * p.b_r + c * p.b_n]) : 0.0f;
+            for (int c = 0; c < columns; c++)
+                if (r0 + r < p.rank && column + c < p.n) part.at[c] = b[r * p.b_r + c * p.b_n];
+        }
+#pragma unroll
+        for (int c = 0; c < columns; c++) to[r][c] = to_f32(part.at[c]);
+    }
 }
 
 /* The block's h of ranks r0 ... r0 + RANKS - 1; all threads may read it afterwards. */
@@ -116,7 +126,8 @@ __global__ __launch_bounds__(threads) void lora_kernel(lora_args p) {
     const int64_t row0 = (int64_t)blockIdx.x * rows;
     const int64_t column0 = (int64_t)threadIdx.x * columns;
     float b[RANKS][columns];
-    load_up<A, RANKS>(b, p, column0, 0);
+    take_turn();
+    load_up<A, RANKS, PACKED>(b, p, column0, 0);
     for (int r0 = 0; r0 < p.rank; r0 += RANKS) make_h<X, A, RANKS, PACKED>(h, parts, p, row0, r0);
     for (int64_t column = column0; column < p.n; column += threads * columns) {
         float sum[rows][columns] = {};
@@ -127,7 +138,7 @@ __global__ __launch_bounds__(threads) void lora_kernel(lora_args p) {
             for (int i = 0; i < rows; i++) sum[i][c] = bias;
         }
         for (int r0 = 0; r0 < p.rank; r0 += RANKS) {
-            if (r0 > 0 || column != column0) load_up<A, RANKS>(b, p, column, r0);
+            if (r0 > 0 || column != column0) load_up<A, RANKS, PACKED>(b, p, column, r0);
 #pragma unroll
             for (int r = 0; r < RANKS; r++)
 #pragma unroll
@@ -143,14 +154,12 @@ __global__ __launch_bounds__(threads) void lora_kernel(lora_args p) {
 
 template <typename X, typename A, typename Y, int RANKS>
 void start_ranks(const tpi_launch *launch, const lora_args &args) {
-    const bool packed = args.a_r == 1 && args.rank % RANKS == 0 && args.a_k % pack_size<A> == 0 &&
-                        (uintptr_t)args.a % 16 == 0;
-    const unsigned blocks = (unsigned)tpi_div_up(args.m, rows);
-    cudaStream_t stream = tpi_cuda_of(launch)->stream;
-    if (packed)
-        lora_kernel<X, A, Y, RANKS, true><<<blocks, threads, 0, stream>>>(args);
-    else
-        lora_kernel<X, A, Y, RANKS, false><<<blocks, threads, 0, stream>>>(args);
+    const bool packed = args.rank % RANKS == 0 && args.a_r == 1 && args.a_k % pack_size<A> == 0 &&
+                        args.b_n == 1 && (args.b_r | args.n) % columns == 0 &&
+                        ((uintptr_t)args.a | (uintptr_t)args.b) % 16 == 0;
+    start_early(tpi_cuda_of(launch),
+                packed ? lora_kernel<X, A, Y, RANKS, true> : lora_kernel<X, A, Y, RANKS, false>,
+                (unsigned)tpi_div_up(args.m, rows), threads, args);
 }
 
 template <typename X, typename A, typename Y> void start(const tpi_launch *launch, const lora_args &args) {

@@ -29,12 +29,16 @@ __device__ __forceinline__ pack<T, VEC> add(const pack<T, VEC> &a, const pack<T,
 template <bool ADD, typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
     using values = pack<T, VEC>;
+    constexpr bool AHEAD = PACKS > 0 && PACKS < HELD; /* a short row and its weight are waited for once */
     __shared__ float cells[33];
     take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
     row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
     const row_packs<T, VEC, PACKS> other(static_cast<const T *>(args.other) + first, ADD ? packs : 0);
+    float weight[AHEAD ? PACKS : 1][VEC];
+    if constexpr (AHEAD)
+        each_pack<PACKS>(packs, [&](int p, int i) { read(args.weight, i * VEC, 1.0f, weight[p]); });
     const auto value = [&](int p, int i) {
         return ADD && PACKS == 0 ? add(x.get(p, i), other.get(p, i)) : x.get(p, i);
     };
@@ -64,13 +68,13 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
     values *y = reinterpret_cast<values *>(static_cast<T *>(args.y) + first);
     each_pack<PACKS>(packs, [&](int p, int i) {
         const values v = value(p, i);
-        float weight[VEC], bias[VEC] = {};
+        float(&w)[VEC] = weight[AHEAD ? p : 0];
+        float bias[VEC] = {};
         values out;
-        read(args.weight, i * VEC, 1.0f, weight);
+        if constexpr (!AHEAD) read(args.weight, i * VEC, 1.0f, w);
         if (!ADD && args.bias.data) read(args.bias, i * VEC, 0.0f, bias);
 #pragma unroll
-        for (int j = 0; j < VEC; j++)
-            out.at[j] = from_f32<T>((to_f32(v.at[j]) - mean) * r * weight[j] + bias[j]);
+        for (int j = 0; j < VEC; j++) out.at[j] = from_f32<T>((to_f32(v.at[j]) - mean) * r * w[j] + bias[j]);
         y[i] = out;
     });
 }

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #define CAPTURES 4 /* kept for each plan */
-#define FEWEST   3 /* steps that are worth a capture */
+#define WORTH    6 /* launches that a capture costs, about */
 
 typedef struct capture {
     void **slots; /* the pointers; NULL: unused */
@@ -118,11 +118,12 @@ static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const 
 }
 
 static tp_status run_steps(tpi_cuda_device *device, const tpi_bound *bound) {
-    replay *r = bound->n_steps >= FEWEST ? replay_of(device, bound) : NULL;
+    replay *r = bound->prepared && bound->n_steps > 0 ? replay_of(device, bound) : NULL;
     capture *c = r && !r->refused ? capture_of(r, bound) : NULL;
     if (c) {
         c->last = ++r->clock;
-        if (++c->runs == 2) capture_steps(device, r, c, bound);
+        if (++c->runs >= 2 && c->runs * bound->n_steps >= WORTH && !c->graph)
+            capture_steps(device, r, c, bound);
     }
     if (c && c->graph)
         return tpi_cuda_report(device, cudaGraphLaunch(c->graph, device->kernel.stream), "a captured run");

@@ -12,6 +12,8 @@
 
 constexpr int ROW_THREADS = 512; /* the most of a block */
 constexpr int HELD = 4;          /* most packs of a row in a thread's registers */
+constexpr int FEW_THREADS = 256; /* the most of a block of several rows, */
+constexpr int LEAST_BLOCKS = 3;  /* of which each multiprocessor is to have so many */
 
 /* ---- from sizes to a launch ---- */
 
@@ -30,8 +32,9 @@ static inline row_layout lay_rows(const tpi_cuda *device, int64_t rows, int64_t 
     unsigned lanes = (unsigned)tpi_div_up(threads, 32) * 32, in_block = 1;
     if (threads <= 32) {
         for (lanes = 1; lanes < threads;) lanes *= 2;
-        const int64_t warps = rows * lanes / (32 * 8 * device->processors);
-        in_block = 32 / lanes * (unsigned)(warps < 1 ? 1 : warps > 4 ? 4 : warps);
+        in_block = 32 / lanes;
+        while (in_block * lanes < FEW_THREADS && rows >= 2 * LEAST_BLOCKS * in_block * device->processors)
+            in_block *= 2;
     }
     layout.block = dim3(lanes, in_block);
     layout.blocks = (unsigned)tpi_div_up(rows, in_block);

@@ -5,6 +5,7 @@
  * is scaled down when the maximum so far rises (Milakov and Gimelshein 2018), the second time from its end,
  * which is still in the cache. Over another dimension a column is shared by the warps of a block and goes the
  * same two ways. */
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/exponentials.cuh"
 
 namespace {
@@ -77,6 +78,7 @@ __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(const T *x, T *y, in
     const int packs = row < rows ? (int)(n / VEC) : 0;
     const pack<T, VEC> *from = reinterpret_cast<const pack<T, VEC> *>(x + row * n);
     pack<T, VEC> *to = reinterpret_cast<pack<T, VEC> *>(y + row * n);
+    take_turn();
     if constexpr (PACKS > 0)
         softmax_held<T, VEC, PACKS>(from, to, packs, cells);
     else
@@ -91,6 +93,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     __shared__ float cells[33];
     const int64_t row = row_of_thread();
     const int packs = row < rows ? (int)(n / VEC) : 0;
+    take_turn();
     const row_packs<T, VEC, PACKS> ys(y + row * n, packs), dys(dy + row * n, packs);
     float dot = 0.0f;
     each_pack<PACKS>(packs, [&](int p, int i) {
@@ -205,8 +208,8 @@ tp_status softmax(const tpi_launch *launch) {
         }
         with_rows<T>(cuda, s.count, s.n, (uintptr_t)from | (uintptr_t)to,
                      [&](const row_layout &rows, auto vec, auto held) {
-                         softmax_rows<T, vec(), held()>
-                             <<<rows.blocks, rows.block, 0, cuda->stream>>>(x, y, s.count, s.n);
+                         start_early(cuda, softmax_rows<T, vec(), held()>, rows.blocks, rows.block, x, y,
+                                     s.count, s.n);
                      });
     });
     return tpi_cuda_launched(launch);
@@ -228,8 +231,8 @@ tp_status softmax_grad(const tpi_launch *launch) {
         }
         with_rows<T>(cuda, s.count, s.n, (uintptr_t)result | (uintptr_t)slope | (uintptr_t)to,
                      [&](const row_layout &rows, auto vec, auto held) {
-                         softmax_grad_rows<T, vec(), held()>
-                             <<<rows.blocks, rows.block, 0, cuda->stream>>>(y, dy, dx, s.count, s.n);
+                         start_early(cuda, softmax_grad_rows<T, vec(), held()>, rows.blocks, rows.block, y,
+                                     dy, dx, s.count, s.n);
                      });
     });
     return tpi_cuda_launched(launch);
