@@ -41,6 +41,11 @@ struct block_shape {
     block_shape(int threads) : block_shape(dim3((unsigned)threads)) {}
 };
 
+/* Shared memory beyond the 48 KiB that need no leave. */
+static inline void allow_shared(const void *kernel, size_t bytes) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
+
 template <typename... P, typename... A>
 void start_early(const tpi_cuda *cuda, void (*kernel)(P...), dim3 grid, block_shape block, A... args) {
     cudaLaunchAttribute attributes[2] = {};
