@@ -19,6 +19,7 @@ run() {
 if ! run "$build/tests/cuda_cases"; then exit 0; fi
 run "$build/tests/cuda_engine"
 run "$build/tests/cuda_block"
+run "$build/tests/cuda_token"
 run python3 tests/cuda/commands.py "$build"
 if ! command -v compute-sanitizer >/dev/null; then
     echo "skipped: compute-sanitizer is not installed"
@@ -27,4 +28,5 @@ fi
 for tool in memcheck racecheck initcheck; do
     run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_cases"
     run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_block"
+    run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_token"
 done
