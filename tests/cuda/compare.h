@@ -15,17 +15,22 @@ static tp_context *ctx;
 static tp_graph *g;
 static int checks, faults;
 
-static void must(tp_status status, const char *what) {
+static void expect(bool holds, const char *what) {
     checks++;
-    if (status == TP_OK) return;
+    if (holds) return;
     faults++;
-    printf("FAIL %s: %s\n", what, tp_error_message());
+    printf("FAIL %s\n", what);
 }
 
-static tp_tensor *uniform(tp_device *device, int64_t rows, int64_t columns, double most, uint64_t seed,
+static void must(tp_status status, const char *what) {
+    expect(status == TP_OK, what);
+    if (status != TP_OK) printf("     %s\n", tp_error_message());
+}
+
+static tp_tensor *uniform(tp_device *device, int rank, const int64_t *shape, double most, uint64_t seed,
                           tp_dtype dtype) {
-    tp_tensor *wide, *t = NULL;
-    must(tp_tensor_uniform(device, 2, SHAPE(rows, columns), -most, most, seed, &wide), "uniform");
+    tp_tensor *wide = NULL, *t = NULL;
+    must(tp_tensor_uniform(device, rank, shape, -most, most, seed, &wide), "uniform");
     must(tp_lazy_eval(tp_lazy_cast(tp_lazy_from_tensor(g, wide), dtype), &t), "cast");
     tp_graph_reset(g);
     tp_tensor_release(wide);

@@ -33,16 +33,16 @@ typedef struct block {
 } block;
 
 static void make(block *m, tp_device *device, int64_t rank) {
-    m->x = uniform(device, ROWS, WIDE, 1, 1, TP_BF16);
-    m->norm = uniform(device, 1, WIDE, 1, 2, TP_BF16);
-    m->mix = uniform(device, NARROW, WIDE, 0.2, 3, TP_BF16);
+    m->x = uniform(device, 2, SHAPE(ROWS, WIDE), 1, 1, TP_BF16);
+    m->norm = uniform(device, 2, SHAPE(1, WIDE), 1, 2, TP_BF16);
+    m->mix = uniform(device, 2, SHAPE(NARROW, WIDE), 0.2, 3, TP_BF16);
     for (int i = 0; i < LAYERS; i++) {
         const layer *l = &layers[i];
         const uint64_t seed = 10 + 4 * (uint64_t)i;
-        m->w[i] = uniform(device, l->out, l->in, 0.1, seed, TP_BF16);
-        m->a[i] = uniform(device, rank, l->in, 0.1, seed + 1, TP_F32);
-        m->b[i] = uniform(device, l->out, rank, 0.3, seed + 2, TP_F32);
-        m->bias[i] = l->biased ? uniform(device, 1, l->out, 0.5, seed + 3, TP_BF16) : NULL;
+        m->w[i] = uniform(device, 2, SHAPE(l->out, l->in), 0.1, seed, TP_BF16);
+        m->a[i] = uniform(device, 2, SHAPE(rank, l->in), 0.1, seed + 1, TP_F32);
+        m->b[i] = uniform(device, 2, SHAPE(l->out, rank), 0.3, seed + 2, TP_F32);
+        m->bias[i] = l->biased ? uniform(device, 2, SHAPE(1, l->out), 0.5, seed + 3, TP_BF16) : NULL;
     }
 }
 

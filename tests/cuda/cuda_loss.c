@@ -30,9 +30,10 @@ static tp_tensor *some_labels(tp_device *device, const shape *s) {
 
 static head make(tp_device *device, const shape *s) {
     const int64_t early = s->vocabulary / 2;
-    head m = {uniform(device, s->rows, s->features, 1, 1, TP_BF16), NULL, some_labels(device, s)};
-    tp_tensor *low = uniform(device, early, s->features, 0.2, 2, TP_BF16);
-    tp_tensor *high = uniform(device, s->vocabulary - early, s->features, 0.2 * s->rise, 3, TP_BF16);
+    head m = {uniform(device, 2, SHAPE(s->rows, s->features), 1, 1, TP_BF16), NULL, some_labels(device, s)};
+    tp_tensor *low = uniform(device, 2, SHAPE(early, s->features), 0.2, 2, TP_BF16);
+    tp_tensor *high =
+        uniform(device, 2, SHAPE(s->vocabulary - early, s->features), 0.2 * s->rise, 3, TP_BF16);
     tp_lazy *parts[] = {tp_lazy_from_tensor(g, low), tp_lazy_from_tensor(g, high)};
     must(tp_lazy_eval(tp_lazy_concat(parts, 2, 0), &m.w), "w");
     tp_graph_reset(g);
@@ -54,7 +55,7 @@ static void evaluate(const head *m, bool gradient, tp_tensor *out[2]) {
     tp_graph_reset(g);
 }
 
-static void expect(double apart, double most, const char *what, const shape *s, int run) {
+static void expect_near(double apart, double most, const char *what, const shape *s, int run) {
     checks++;
     if (apart <= most) return;
     faults++;
@@ -71,9 +72,9 @@ static void compare_shape(tp_device *cpu, tp_device *gpu, const shape *s) {
         evaluate(&there, true, got);
         evaluate(&there, false, alone);
         const double apart[2] = {distance(got[0], wanted[0]), distance(got[1], wanted[1])};
-        expect(apart[0], 2e-5, "losses", s, run);
-        expect(distance(alone[0], wanted[0]), 2e-5, "losses without gradients", s, run);
-        expect(apart[1], 0x1p-7, "gradients", s, run);
+        expect_near(apart[0], 2e-5, "losses", s, run);
+        expect_near(distance(alone[0], wanted[0]), 2e-5, "losses without gradients", s, run);
+        expect_near(apart[1], 0x1p-7, "gradients", s, run);
         for (int i = 0; i < 2; i++) worst[i] = fmax(worst[i], apart[i]), tp_tensor_release(got[i]);
         tp_tensor_release(alone[0]);
     }

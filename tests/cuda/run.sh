@@ -8,6 +8,8 @@ set -eu
 build=$1
 export LD_LIBRARY_PATH="$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
+programs="cuda_block cuda_loss cuda_token"
+
 run() {
     printf '%s\n' "== $*"
     status=0
@@ -18,7 +20,7 @@ run() {
 
 if ! run "$build/tests/cuda_cases"; then exit 0; fi
 run "$build/tests/cuda_engine"
-for program in cuda_block cuda_loss; do run "$build/tests/$program"; done
+for program in $programs; do run "$build/tests/$program"; done
 run python3 tests/cuda/commands.py "$build"
 if ! command -v compute-sanitizer >/dev/null; then
     echo "skipped: compute-sanitizer is not installed"
@@ -26,7 +28,7 @@ if ! command -v compute-sanitizer >/dev/null; then
 fi
 for tool in memcheck racecheck initcheck; do
     run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/cuda_cases"
-    for program in cuda_block cuda_loss; do
+    for program in $programs; do
         run compute-sanitizer --error-exitcode 1 --tool "$tool" "$build/tests/$program"
     done
 done

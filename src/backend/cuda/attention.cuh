@@ -6,6 +6,7 @@
 #ifndef TAPER_BACKEND_CUDA_ATTENTION_CUH
 #define TAPER_BACKEND_CUDA_ATTENTION_CUH
 
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/tensor.cuh"
 
 #include <limits.h>
@@ -287,18 +288,6 @@ template <int D> static __device__ __forceinline__ int tile_offset(int row, int 
     return row * D + ((chunk ^ (row & 7)) << 3);
 }
 
-static __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
-}
-static __device__ __forceinline__ void copies_begun() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-/* Waits until at most `LEFT` of the groups that were begun are on their way. */
-template <int LEFT> static __device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 /* Begins to copy ROWS rows of `size` features to a tile; zeros beyond the size and the first n rows. */
 template <typename T, int D, int ROWS, int THREADS>
 static __device__ __forceinline__ void load_tile(T *tile, const T *from, int64_t stride, int n, int size) {
@@ -379,11 +368,6 @@ static __device__ __forceinline__ void store_rows(T *tile, const float (&x)[D / 
             *(uint4 *)(to + r * stride + chunk * 8) = *(const uint4 *)(tile + tile_offset<D>(r, chunk));
     }
     __syncwarp();
-}
-
-/* Shared memory beyond the 48 KiB that need no leave. */
-static inline void allow_shared(const void *kernel, size_t bytes) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
 }
 
 #endif

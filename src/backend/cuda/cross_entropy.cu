@@ -23,7 +23,7 @@ struct loss_args {
 
 template <typename T, int VEC>
 __global__ void __launch_bounds__(ROW_THREADS) loss_rows(const loss_args args) {
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     const int64_t row = row_of_thread();
     const T *logits = static_cast<const T *>(args.logits) + row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;

@@ -90,20 +90,15 @@ template <typename Op> __device__ __forceinline__ float warp_reduce(float x) {
     return x;
 }
 
-/* The same value in every thread of the block; all threads call it. `cells` is shared memory of 33 floats. */
+/* The same value in every thread of the block; all threads call it. `cells` is shared memory of 32 floats. */
 template <typename Op> __device__ __forceinline__ float block_reduce(float x, float *cells) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = (blockDim.x + 31) >> 5;
+    const int lane = threadIdx.x & 31, warps = (blockDim.x + 31) >> 5;
     x = warp_reduce<Op>(x);
     if (warps == 1) return x;
     __syncthreads(); /* the cells of an earlier reduction have been read */
-    if (lane == 0) cells[warp] = x;
+    if (lane == 0) cells[threadIdx.x >> 5] = x;
     __syncthreads();
-    if (warp == 0) {
-        x = warp_reduce<Op>(lane < warps ? cells[lane] : Op::identity);
-        if (lane == 0) cells[32] = x;
-    }
-    __syncthreads();
-    return cells[32];
+    return warp_reduce<Op>(lane < warps ? cells[lane] : Op::identity);
 }
 
 /* ---- faults ---- */

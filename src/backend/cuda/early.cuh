@@ -5,7 +5,8 @@
  * calls let_next_start lets its successor come that early. Both are nothing where the hardware has neither.
  *
  * Invariant: this is done in captured plans alone. There the first kernel begins when all that was queued
- * before the plan is done, so what no step of the plan writes may be read at any time. */
+ * before the plan is done, so what no step of the plan writes may be read at any time: weights, and the rows
+ * of a cache before those that the plan adds. */
 #ifndef TAPER_BACKEND_CUDA_EARLY_CUH
 #define TAPER_BACKEND_CUDA_EARLY_CUH
 
@@ -40,6 +41,11 @@ struct block_shape {
     block_shape(unsigned threads) : block_shape(dim3(threads)) {}
     block_shape(int threads) : block_shape(dim3((unsigned)threads)) {}
 };
+
+/* Shared memory beyond the 48 KiB that need no leave. */
+static inline void allow_shared(const void *kernel, size_t bytes) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
 
 template <typename... P, typename... A>
 void start_early(const tpi_cuda *cuda, void (*kernel)(P...), dim3 grid, block_shape block, A... args) {

@@ -10,23 +10,14 @@
 #define TAPER_BACKEND_CUDA_HOPPER_CUH
 
 #include "backend/cuda/early.cuh"
+#include "backend/cuda/mbarrier.cuh"
 #include "backend/cuda/wgmma.cuh"
 
 #include <cuda.h>
 
 #if TPI_WGMMA
 
-/* ---- mbarriers: addresses in shared memory ---- */
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
-}
-
-/* Arrives, and announces `bytes` that copies will bring. */
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-}
+/* ---- clusters, warpgroups ---- */
 
 /* Arrives at the same barrier of block `to` of the cluster. */
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier, int to) {
@@ -38,27 +29,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier, int to) {
                  "r"(to)
                  : "memory");
 }
-
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-/* Waits for the end of the phase of this parity. */
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-    uint32_t done;
-    do {
-        asm volatile("{\n"
-                     ".reg .pred p;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p;\n"
-                     "}"
-                     : "=r"(done)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!done);
-}
-
-/* ---- clusters, warpgroups, order ---- */
 
 __device__ __forceinline__ int cluster_rank() {
     int rank;
@@ -78,11 +48,6 @@ template <int N> __device__ __forceinline__ void fewer_registers() {
 }
 template <int N> __device__ __forceinline__ void more_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-
-/* Between ordinary accesses and those of copies and wgmma. */
-__device__ __forceinline__ void fence_async() {
-    asm volatile("fence.proxy.async;" ::: "memory");
 }
 
 /* ---- copies: the map's box at (column, row) ---- */

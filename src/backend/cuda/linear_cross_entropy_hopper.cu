@@ -89,7 +89,7 @@ struct take_tiles {
 constexpr int settlers = 8; /* warps of a block, and its rows */
 
 /* The exponentials of a row against a new reference; what was summed before is scaled down. All threads of
- * the block; `cells` is shared memory of 33 floats. */
+ * the block; `cells` is shared memory of 32 floats. */
 __device__ void make_again(const slice_args &args, const straight_slice &slice, int64_t row, float reference,
                            float *cells) {
     using eight = pack<bf16, 8>;
@@ -119,7 +119,7 @@ __device__ void make_again(const slice_args &args, const straight_slice &slice, 
 /* A warp adds its row's parts up; a row that has left its reference behind is made again by the block. */
 __global__ void __launch_bounds__(settlers * 32)
     settle_rows(const slice_args args, const straight_slice slice, int tiles) {
-    __shared__ float reference[settlers], cells[33];
+    __shared__ float reference[settlers], cells[32];
     __shared__ bool left_behind[settlers];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int64_t first = (int64_t)blockIdx.x * settlers, row = first + warp;

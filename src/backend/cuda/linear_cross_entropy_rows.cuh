@@ -42,7 +42,7 @@ __device__ __forceinline__ void write_row(E *out, const slice_args &args, const 
  * read the row before it writes. */
 template <typename E>
 __global__ void __launch_bounds__(THREADS) take_exponentials(const slice_args args, E *out) {
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     const int64_t row = blockIdx.x, label = args.labels[row];
     float e[PACKS][VEC] = {}, sum = 0.0f, top = -INFINITY;
     if (!counts(args, label)) {

@@ -343,7 +343,7 @@ __global__ __launch_bounds__(threads, 1) void tile_kernel(const __grid_constant_
         }
         barrier_init(at.h_full(), preparers);
         barrier_init(at.h_empty(), 2);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_made();
         prefetch_map(&maps.x[0]);
         prefetch_map(&maps.w[0]);
     }

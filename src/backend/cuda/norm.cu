@@ -30,7 +30,7 @@ template <bool ADD, typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
     using values = pack<T, VEC>;
     constexpr bool AHEAD = PACKS > 0 && PACKS < HELD; /* a short row and its weight are waited for once */
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;

@@ -33,7 +33,7 @@ struct grad_args {
 template <typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     using values = pack<T, VEC>;
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;

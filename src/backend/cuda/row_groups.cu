@@ -44,6 +44,12 @@ bool outputs_apart(const window *w, uint32_t end) {
     return true;
 }
 
+/* Input k of the launch's step is read before the turn, if nothing in the plan writes it. */
+void read_early(const window *w, row_products *p, int k) {
+    const tpi_range data = tpi_range_of_input(w->bound, w->launch.step, k);
+    p->steady = p->steady && !tpi_written_before(w->bound, data, w->bound->n_steps);
+}
+
 /* ---- the norm ---- */
 
 /* The first step as the norm that makes x [m, k]. */
@@ -67,7 +73,9 @@ bool take_norm(window *w, row_products *p) {
     n.eps = (float)((const tpi_attr_norm *)step->attr)->eps;
     if (step->n_in > 1 + added) {
         if (!tpi_in_operand(step, 1 + added)->contiguous) return false;
-        n.weight = tpi_in(&w->launch, 1 + added), n.weight_type = tpi_in_operand(step, 1 + added)->dtype;
+        n.weight = features_in(&w->launch, 1 + added);
+        bits |= (uintptr_t)n.weight.data;
+        read_early(w, p, 1 + added);
     }
     if ((bits | (uintptr_t)n.sum) % 16 || tpi_out_operand(step, 0)->dtype != x->dtype) return false;
     p->norm = n, p->x = n.y, p->k = k, p->m = (int)(x->count / k);
@@ -96,10 +104,11 @@ bool take_product(window *w, row_products *p, uint32_t i) {
     part->w = weights, part->w_leading = l.mw.leading, part->n = l.n;
     part->y = tpi_out(&w->launch, 0);
     part->activation = l.activation;
-    if (l.bias)
+    read_early(w, p, l.w);
+    if (l.bias) {
         part->bias = tpi_in(&w->launch, l.bias), part->bias_type = tpi_in_operand(step, l.bias)->dtype;
-    p->steady = p->steady &&
-                !tpi_written_before(w->bound, tpi_range_of_input(w->bound, step, l.w), w->bound->n_steps);
+        read_early(w, p, l.bias);
+    }
     return true;
 }
 
@@ -139,6 +148,7 @@ bool take_rope(window *w, row_products *p, uint32_t i, int k) {
     p->positions = (const int32_t *)places, p->frequencies = (const float *)angles;
     p->position_stride[0] = positions->stride[0], p->position_stride[1] = positions->stride[1];
     p->part[k].turned = tpi_out(&w->launch, 0);
+    read_early(w, p, 1), read_early(w, p, 2);
     return true;
 }
 
@@ -154,6 +164,7 @@ bool take_cache_write(window *w, row_products *p, uint32_t i, int k) {
     if (p->start && (p->start != begin || p->capacity != cache->shape[1])) return false;
     p->start = (const int32_t *)begin, p->start_stride = start->stride[0], p->capacity = cache->shape[1];
     p->part[k].cache = to;
+    read_early(w, p, 2);
     return true;
 }
 

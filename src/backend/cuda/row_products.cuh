@@ -2,7 +2,7 @@
 #ifndef TAPER_BACKEND_CUDA_ROW_PRODUCTS_CUH
 #define TAPER_BACKEND_CUDA_ROW_PRODUCTS_CUH
 
-#include "backend/cuda/cuda.h"
+#include "backend/cuda/features.cuh"
 
 constexpr int most_products = 3, most_rows = 8;
 constexpr int most_normed = 4096; /* elements of a norm that every block makes for itself */
@@ -20,9 +20,9 @@ struct row_product {
 
 /* What x is made of, where that is a part of the launch: rms_norm(from), or rms_norm(from + other). */
 struct row_norm {
-    const void *from, *other, *weight; /* NULL: there is none */
-    void *y, *sum;                     /* the norm, which is x; from + other, NULL: it is not wanted */
-    int weight_type;
+    const void *from, *other; /* other NULL: there is none */
+    void *y, *sum;            /* the norm, which is x; from + other, NULL: it is not wanted */
+    features weight;
     float eps;
 };
 
@@ -33,8 +33,8 @@ struct row_products {
     int64_t x_leading, k;
     int m, count;
     row_norm norm; /* from NULL: x is there */
-    bool
-        steady; /* nothing in the plan writes the weights: they may be read before it is this kernel's turn */
+    bool steady; /* nothing in the plan writes weights, biases, positions, frequencies and start: they may be
+                  * read before it is this kernel's turn */
     row_product part[most_products];
     void *gated; /* silu(product 0) · product 1; NULL: not wanted */
     /* the rotation; rows are [batches, length] */

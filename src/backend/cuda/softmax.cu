@@ -73,7 +73,7 @@ __device__ __forceinline__ void softmax_long(const pack<T, VEC> *from, pack<T, V
 
 template <typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(const T *x, T *y, int64_t rows, int64_t n) {
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     const int64_t row = row_of_thread();
     const int packs = row < rows ? (int)(n / VEC) : 0;
     const pack<T, VEC> *from = reinterpret_cast<const pack<T, VEC> *>(x + row * n);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(const T *x, T *y, in
 template <typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS)
     softmax_grad_rows(const T *y, const T *dy, T *dx, int64_t rows, int64_t n) {
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     const int64_t row = row_of_thread();
     const int packs = row < rows ? (int)(n / VEC) : 0;
     take_turn();

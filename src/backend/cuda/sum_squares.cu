@@ -38,7 +38,7 @@ template <typename T> __device__ float squares(const tensor &t, uint32_t block) 
 template <int N>
 __global__ void __launch_bounds__(THREADS)
     add_parts(const __grid_constant__ tensor_table<tensor, N> table, float *parts) {
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     const int k = table.of_block();
     const tensor &t = table.tensors[k];
     const uint32_t block = blockIdx.x - table.first_block[k];
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 __global__ void __launch_bounds__(1024) join_parts(const float *parts, int n, float *out) {
-    __shared__ float cells[33];
+    __shared__ float cells[32];
     float sum = 0;
     for (int i = threadIdx.x; i < n; i += 1024) sum += parts[i];
     sum = block_reduce<add_of>(sum, cells);

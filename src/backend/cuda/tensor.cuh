@@ -36,6 +36,21 @@ __device__ __forceinline__ uint4 load_stream(const void *from) {
     return x;
 }
 
+/* Begins to copy sixteen bytes to shared memory past the first-level cache; zeros if they are not `there`. */
+__device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool there) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(there ? 16 : 0)
+                 : "memory");
+}
+/* The thread's copies since the last call are a group. */
+__device__ __forceinline__ void copies_begun() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/* Waits until at most `LEFT` of the thread's groups are on their way. */
+template <int LEFT> __device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
 __device__ __forceinline__ uint32_t pair_of(__nv_bfloat16 low, __nv_bfloat16 high) {
     return (uint32_t)__bfloat16_as_ushort(low) | (uint32_t)__bfloat16_as_ushort(high) << 16;
 }
