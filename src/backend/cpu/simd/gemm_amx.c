@@ -1,17 +1,24 @@
 /* bf16 panels multiplied by AMX: four tiles of sums, 32 rows by 32 columns.
  *
  * The trick: a step of 32 bf16 loads two tiles of either operand for four products, so the loads hide behind
- * them. b's panel stays in the first-level cache, past which a's tiles are streamed. The sums of a block that
- * is cut at its edge go through a whole one beside it. */
+ * them. Sums stay in tiles over all words of a panel; both operands come from the second-level cache, a's
+ * tiles fetched two steps ahead. The sums of a block that is cut at its edge go through a whole one beside
+ * it. */
 #include "backend/cpu/simd/gemm.h"
 
 #if defined(BF16_TILES)
 
 #define SIDE  (2 * TILE_ROWS)     /* of a block of sums */
 #define STEP  (SIDE * TILE_WORDS) /* words of a panel in a step */
-#define FETCH 4                   /* lines that a step fetches: it lasts as long as they take */
+#define TILE  (STEP / 2)          /* words of a tile */
+#define FETCH 4                   /* lines of others that a step fetches: it lasts as long as they take */
 
-/* a [words / 16][32][16] · b [words][32]. */
+/* Fetches the tiles of a step to the first-level cache. */
+INLINE void fetch_step(const float *from) {
+    UNROLL for (int i = 0; i < SIDE; i++) __builtin_prefetch(from + i * TILE_WORDS, 0, 3);
+}
+
+/* a [words / 16][32][16] · b [words / 16][2][16][16]. */
 INLINE void block(int64_t words, const float *a, const float *b, tpi_fetch *soon, float *c, int64_t ldc,
                   bool accumulate) {
     float *right = c + TILE_WORDS, *below = c + TILE_ROWS * ldc, *last = below + TILE_WORDS;
@@ -28,10 +35,11 @@ INLINE void block(int64_t words, const float *a, const float *b, tpi_fetch *soon
     }
     for (; words > 0; words -= TILE_WORDS, a += STEP, b += STEP) {
         if (soon->lines) fetch_lines(soon, FETCH);
+        fetch_step(a + 2 * STEP);
         tile_stream(4, a, TILE_WORDS);
-        tile_stream(5, a + STEP / 2, TILE_WORDS);
-        tile_load(6, b, SIDE);
-        tile_load(7, b + TILE_WORDS, SIDE);
+        tile_stream(5, a + TILE, TILE_WORDS);
+        tile_load(6, b, TILE_WORDS);
+        tile_load(7, b + TILE, TILE_WORDS);
         tile_dot(0, 4, 6);
         tile_dot(2, 5, 6);
         tile_dot(1, 4, 7);
