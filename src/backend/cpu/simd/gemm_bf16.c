@@ -109,8 +109,10 @@ static bool whole_tile(const side *s, int64_t w, int64_t lines) {
     return s->rounds == 1 && lines == TILE_ROWS && s->k >= 2 * (w + TILE_WORDS);
 }
 
-/* Rows of words, `stride` bytes apart, as a tile's columns. */
+/* Rows of words, `stride` bytes apart, as a tile's columns. Here and below the same tile of the next panel is
+ * fetched: it may come from memory. */
 static void turn_tile(const char *rows, int64_t stride, float *out) {
+    for (int64_t i = 0; i < TILE_ROWS; i++) __builtin_prefetch(rows + (COLUMNS + i) * stride, 0, 2);
     for (int64_t i = 0; i < TILE_ROWS; i += VW)
         for (int64_t j = 0; j < TILE_WORDS; j += VW) {
             vf r[VW];
@@ -121,9 +123,12 @@ static void turn_tile(const char *rows, int64_t stride, float *out) {
 
 /* Steps that are `stride` apart, of a tile's columns side by side, as its words. */
 static void join_tile(const uint16_t *steps, int64_t stride, float *out) {
-    for (int64_t w = 0; w < TILE_ROWS; w++, steps += 2 * stride, out += TILE_WORDS)
+    for (int64_t w = 0; w < TILE_ROWS; w++, steps += 2 * stride, out += TILE_WORDS) {
+        __builtin_prefetch(steps + COLUMNS, 0, 2);
+        __builtin_prefetch(steps + stride + COLUMNS, 0, 2);
         for (int64_t j = 0; j < TILE_WORDS; j += VW)
             v_store(out + j, v_pair(v_load_bf16(steps + j), v_load_bf16(steps + stride + j)));
+    }
 }
 
 static void pack_tile(const side *s, int64_t line, int64_t w, int64_t lines, float *out) {
