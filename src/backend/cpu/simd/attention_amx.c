@@ -7,8 +7,6 @@
 #if defined(BF16_TILES)
 #include "backend/cpu/simd/attention_amx.h"
 
-#define FEW 16 /* queries of a group that are */
-
 typedef struct forward {
     attention p;
     int64_t d, words, keys;          /* features padded to panels; words of them; keys padded to blocks */
@@ -28,9 +26,7 @@ static forward forward_of(const tpi_launch *launch) {
 
 ACCEPTS(attention_accepts) {
     const tpi_operand *q = tpi_in_operand(step, 0), *k = tpi_in_operand(step, 1);
-    const tpi_operand *y = tpi_out_operand(step, 0), *lse = tpi_out_operand(step, 1);
-    return for_tiles(step) && q->shape[1] * (q->shape[2] / k->shape[2]) > FEW && y->contiguous &&
-           tpi_float_operand(y) && lse->dtype == TP_F32 && lse->contiguous;
+    return attention_forward_plain(step) && all_bf16(step) && q->shape[1] * (q->shape[2] / k->shape[2]) > FEW;
 }
 
 SCRATCH(attention_scratch) {
@@ -57,14 +53,8 @@ static void pack_keys(const void *job, int64_t i, int thread) {
                f->keys / 2 * EDGE);
 }
 
-/* A block of queries at work. */
-typedef struct block {
-    int64_t b, h, t, rows, d;
-    float *q, *scores, *weights, *out, *top, *sum; /* q, weights: packed; out [SIDE, d] */
-} block;
-
 /* The keys [base, base + n) of one row: scores to exponentials, the row's maximum and sum brought forward. */
-static void soften_row(const attention *p, const block *w, int64_t r, int64_t base, int64_t n) {
+static void soften_row(const attention *p, const query_rows *w, int64_t r, int64_t base, int64_t n) {
     float *x = w->scores + r * SIDE, top = w->top[r], sum = 0.0f, by = (float)p->attr->scale;
     int64_t first, end;
     visible_keys(p, w->b, w->t + r, &first, &end);
@@ -88,22 +78,7 @@ static void soften_row(const attention *p, const block *w, int64_t r, int64_t ba
         v_store(w->out + r * w->d + i, v_load(w->out + r * w->d + i) * v_set(kept));
 }
 
-static void finish_rows(const attention *p, const block *w) {
-    const tpi_operand *y = tpi_out_operand(p->launch->step, 0);
-    float *lse = tpi_out(p->launch, 1);
-    for (int64_t r = 0; r < w->rows; r++) {
-        float *x = w->out + r * w->d;
-        vf scale = v_set(w->sum[r] == 0.0f ? 0.0f : 1.0f / w->sum[r]);
-        for (int64_t i = 0; i < w->d; i += VW) v_store(x + i, v_load(x + i) * scale);
-        int64_t t = w->t + r, at = ((w->b * p->queries + t) * p->heads + w->h) * p->size;
-        TPI_SIMD(from_f32)(x, tpi_out(p->launch, 0), y->dtype, at, p->size);
-        if (lse)
-            lse[(w->b * p->heads + w->h) * p->queries + t] =
-                w->sum[r] == 0.0f ? -INFINITY : w->top[r] + logf(w->sum[r]);
-    }
-}
-
-static void begin_block(const forward *f, block *w, float *space) {
+static void begin_block(const forward *f, query_rows *w, float *space) {
     w->q = space, w->out = w->q + SIDE * f->words, w->top = w->out + SIDE * f->d, w->sum = w->top + SIDE;
     w->scores = w->sum + SIDE, w->weights = w->scores + SIDE * SIDE;
     pack_left(from_row(head_matrix(&f->p, 0, w->b, w->h), w->t), w->rows, f->p.size, w->q);
@@ -115,7 +90,7 @@ static void query_block(const void *job, int64_t i, int thread) {
     const forward *f = job;
     const attention *p = &f->p;
     int64_t lines = p->batches * p->heads, blocks = ceil_div(p->queries, SIDE), line = i % lines;
-    block w = {.b = line / p->heads, .h = line % p->heads, .d = f->d};
+    query_rows w = {.b = line / p->heads, .h = line % p->heads, .d = f->d};
     int64_t group = w.b * p->groups + w.h / (p->heads / p->groups), first, end, ignored;
     const float *kt = f->packed + group * f->group_size, *v = kt + f->keys * f->words;
     w.t = (blocks - 1 - i / lines) * SIDE; /* the longest rows first */

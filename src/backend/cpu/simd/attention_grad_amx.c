@@ -8,9 +8,6 @@
 #if defined(BF16_TILES)
 #include "backend/cpu/simd/attention_amx.h"
 
-/* Inputs 0 ... 5: q, k, v, out, lse, dout. */
-enum { Q, K, V, OUT, LSE, DOUT };
-
 typedef struct backward {
     attention p;
     int64_t d, words, keys, pitch; /* features padded to panels; words of them; keys padded to blocks; dkᵀ's
@@ -33,17 +30,7 @@ static backward backward_of(const tpi_launch *launch) {
 }
 
 ACCEPTS(attention_grad_accepts) {
-    if (!for_tiles(step) || tpi_in_operand(step, DOUT)->dtype != TP_BF16) return false;
-    const int rows[] = {OUT, DOUT};
-    for (int i = 0; i < 2; i++) {
-        const tpi_operand *x = tpi_in_operand(step, rows[i]);
-        if (x->rank != 4 || !tpi_float_operand(x) || x->stride[3] != 1) return false;
-    }
-    for (int k = 0; k < 3; k++)
-        if (!tpi_out_operand(step, k)->contiguous || !tpi_float_operand(tpi_out_operand(step, k)))
-            return false;
-    const tpi_operand *lse = tpi_in_operand(step, LSE);
-    return lse->dtype == TP_F32 && lse->contiguous;
+    return attention_grad_plain(step) && all_bf16(step) && tpi_in_operand(step, DOUT)->dtype == TP_BF16;
 }
 
 SCRATCH(attention_grad_scratch) {
