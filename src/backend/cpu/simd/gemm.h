@@ -91,7 +91,8 @@ typedef struct tpi_block_sizes {
 } tpi_block_sizes;
 
 /* What a panel does on the way for the next one: it fetches cache lines, so many `stride` bytes apart, or
- * packs pieces of it, one whenever `wait` of its own steps have passed. */
+ * packs pieces of it, one after every few of its own steps. What it had no step for is done by
+ * tpi_soon_end. */
 typedef struct tpi_soon {
     const char *at;
     int64_t stride, lines;
@@ -140,7 +141,7 @@ typedef struct tpi_tiling {
                    int64_t stride);
 
     /* c[rows, n] (row stride ldc; n ≤ columns) = or += panels of a · one of b, whose words stand b_step
-     * apart. `soon` may be NULL. */
+     * apart. On the way some of what `soon` asks for is done, if it is not NULL. */
     void (*panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b, int64_t b_step,
                   tpi_soon *soon, float *c, int64_t ldc, bool accumulate);
 } tpi_tiling;
