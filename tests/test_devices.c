@@ -104,7 +104,7 @@ static void fake_describe(char *text, size_t bytes) {
 }
 
 static tp_device *open_fake(tp_context *context) {
-    static const tpi_backend backend = {"fake", fake_kernels, fake_describe, fake_run, fake_guards, 8};
+    static const tpi_backend backend = {"fake", fake_kernels, fake_describe, fake_run, fake_guards, 8, NULL};
     tp_device *device = tpi_calloc(1, sizeof *device);
     fake *state = tpi_calloc(1, sizeof *state);
     cr_assert(device && state);

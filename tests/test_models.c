@@ -6,6 +6,7 @@
 #include "models/model.h"
 
 #define TOLERANCE 1e-4
+#define ROUNDED   0.1 /* the same where activations are bf16; the golden ones are f32 */
 
 static tp_context *ctx;
 static tp_device *cpu;
@@ -69,6 +70,10 @@ static void close_bench(bench *b) {
     tpi_safetensors_release(b->golden.st);
 }
 
+static double tolerance(const tp_model *model) {
+    return model->activations == TP_F32 ? TOLERANCE : ROUNDED;
+}
+
 /* ---- logits ---- */
 
 static void check_sequence(bench *b, const char *ids, const char *logits) {
@@ -82,7 +87,7 @@ static void check_sequence(bench *b, const char *ids, const char *logits) {
     cr_assert_eq(tp_tensor_size(out, 2), wanted->shape[1]);
     float *got = read_f32(out);
     double d = max_difference(got, wanted->data, (size_t)tp_tensor_count(out));
-    cr_assert_leq(d, TOLERANCE, "%s %s %s: differs by %g", b->golden.path, b->prefix, logits, d);
+    cr_assert_leq(d, tolerance(b->model), "%s %s %s: differs by %g", b->golden.path, b->prefix, logits, d);
     free(got);
     tp_tensor_release(out), tp_tensor_release(tokens);
     tp_graph_destroy(g);
@@ -103,8 +108,8 @@ static void check_batch(bench *b, bool with_lengths) {
     for (int64_t i = 0; i < n; i++) {
         size_t count = (size_t)(((const int32_t *)tp_tensor_data(lengths))[i] * v), at = (size_t)(i * t * v);
         double d = max_difference(got + at, (const float *)wanted->data + at, count);
-        cr_assert_leq(d, TOLERANCE, "%s %s row %lld: differs by %g", b->golden.path, b->prefix, (long long)i,
-                      d);
+        cr_assert_leq(d, tolerance(b->model), "%s %s row %lld: differs by %g", b->golden.path, b->prefix,
+                      (long long)i, d);
     }
     free(got);
     tp_tensor_release(out), tp_tensor_release(tokens), tp_tensor_release(lengths);
@@ -175,7 +180,7 @@ Test(models, greedy_tokens_through_the_cache_are_those_of_transformers) {
     for (size_t i = 0; i < 2 * CASE_COUNT; i++) {
         bench b = open_bench(&CASES[i / 2], i % 2);
         use_adapter(&b);
-        check_greedy(&b);
+        if (b.model->activations == TP_F32) check_greedy(&b); /* rounding may turn the order of two logits */
         close_bench(&b);
     }
 }
@@ -385,7 +390,7 @@ static void expect_losses_of_logits(tp_model *model, const tp_adapter_use *use, 
     tp_free(plan);
     tp_tensor *results[2];
     must(tp_graph_eval(g, losses, 2, results));
-    cr_expect_lt(tensor_difference(results[0], results[1]), TOLERANCE);
+    cr_expect_lt(tensor_difference(results[0], results[1]), tolerance(model));
     tp_tensor_release(results[0]), tp_tensor_release(results[1]);
     tp_graph_destroy(g);
 }

@@ -119,6 +119,8 @@ typedef struct tpi_backend {
     /* Steps that `run` may launch as one, where their outputs lie apart: small memory is given back so many
      * steps after its last use. 0: each by itself. */
     uint32_t together;
+    /* Whether it multiplies matrices of `dtype` as they are, and quicker than those of f32. NULL: of none. */
+    bool (*multiplies)(tp_dtype dtype);
 } tpi_backend;
 
 /* The CPU. Always there. */

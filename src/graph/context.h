@@ -65,6 +65,9 @@ static inline bool tpi_verbose(const tp_context *ctx, enum tpi_topic topic) {
 /* Closes what was opened, after the queue has ended. */
 void tpi_close_devices(tp_context *ctx);
 
+/* Whether the device multiplies matrices of `dtype` as they are, and quicker than those of f32. */
+bool tpi_device_multiplies(const tp_device *device, tp_dtype dtype);
+
 /* Calls `visit` for the memory of each open device, the CPU's first. */
 void tpi_each_memory(tp_context *ctx, void (*visit)(void *user, tpi_memory *memory), void *user);
 

@@ -64,6 +64,11 @@ tp_status tp_device_cuda_count(int *out) {
     return plugin->count(out);
 }
 
+bool tpi_device_multiplies(const tp_device *device, tp_dtype dtype) {
+    const tpi_backend *backend = device->backend;
+    return backend->multiplies && backend->multiplies(dtype);
+}
+
 void tpi_close_devices(tp_context *ctx) {
     for (int i = 0; i < TPI_MOST_GPUS; i++) {
         tp_device *gpu = ctx->gpus[i];

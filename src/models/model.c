@@ -3,6 +3,7 @@
 
 #include "core/alloc.h"
 #include "core/error.h"
+#include "graph/context.h"
 
 #include <string.h>
 
@@ -93,11 +94,11 @@ static tp_status fill_weights(tp_model *model, const uint64_t *seed) {
     return status;
 }
 
-/* On the CPU f32: its kernels read other dtypes and compute in f32 anyway. On a GPU that of the matrices,
- * which are then multiplied as they are. */
+/* That of the matrices where they are then multiplied as they are; else f32, in which kernels compute
+ * anyway. */
 static tp_dtype activations_of(const tp_model *model) {
-    if (!tp_device_is_cuda(model->device)) return TP_F32;
-    return tp_tensor_dtype(tpi_model_outer_weight(model, TPI_SLOT_EMBEDDING));
+    tp_dtype matrices = tp_tensor_dtype(tpi_model_outer_weight(model, TPI_SLOT_EMBEDDING));
+    return tpi_device_multiplies(model->device, matrices) ? matrices : TP_F32;
 }
 
 static tp_status fill_model(tp_model *model, const char *directory, const uint64_t *seed) {

@@ -89,11 +89,15 @@ static tp_status open_device(int index, tpi_warning warning, void **state, char 
     return tpi_cuda_open(index, warning, state, text, bytes);
 }
 
+static bool multiplies(tp_dtype dtype) {
+    return dtype == TP_BF16 || dtype == TP_F16;
+}
+
 __attribute__((visibility("default"))) const tpi_plugin *taper_plugin(const tpi_plugin_host *from);
 
 const tpi_plugin *taper_plugin(const tpi_plugin_host *from) {
-    static const tpi_backend backend = {"cuda",       tpi_cuda_kernels, describe,
-                                        tpi_cuda_run, guards,           TPI_CUDA_TOGETHER};
+    static const tpi_backend backend = {"cuda", tpi_cuda_kernels,  describe,  tpi_cuda_run,
+                                        guards, TPI_CUDA_TOGETHER, multiplies};
     static const tpi_plugin plugin = {TAPER_VERSION, &backend, &tpi_cuda_calls, count_devices, open_device};
     host = from;
     return &plugin;

@@ -5,8 +5,6 @@
  * generation, are computed without packing: keys and values stream past once. */
 #include "backend/cpu/simd/attention.h"
 
-#define FEW 16 /* queries of a group that are computed without packing */
-
 typedef struct forward {
     attention p;
     int64_t k_size, v_size, thread_size; /* floats of a group's packed keys, values; of a thread's blocks */
@@ -38,9 +36,7 @@ static forward forward_of(const tpi_launch *launch) {
 }
 
 ACCEPTS(attention_accepts) {
-    const tpi_operand *y = tpi_out_operand(step, 0), *lse = tpi_out_operand(step, 1);
-    return attention_plain(step, 3) && y->contiguous && tpi_float_operand(y) && lse->dtype == TP_F32 &&
-           lse->contiguous;
+    return attention_forward_plain(step);
 }
 
 SCRATCH(attention_scratch) {
@@ -69,14 +65,8 @@ static void pack_keys(const void *job, int64_t i, int thread) {
     TPI_SIMD(pack_b)(&values, s, 0, n, p->size, v + s * NR, p->keys * NR);
 }
 
-/* A block of queries at work. */
-typedef struct block {
-    int64_t b, h, t, rows, d; /* d: floats of an output row */
-    float *q, *scores, *weights, *out, *top, *sum;
-} block;
-
 /* The keys [base, base + n) of one row: scores to exponentials, the row's maximum and sum brought forward. */
-static void soften_row(const attention *p, const block *w, int64_t r, int64_t base, int64_t n) {
+static void soften_row(const attention *p, const query_rows *w, int64_t r, int64_t base, int64_t n) {
     float *scores = w->scores + r * KEYS;
     int64_t first, end;
     visible_keys(p, w->b, w->t + r, &first, &end);
@@ -106,7 +96,7 @@ static void soften_row(const attention *p, const block *w, int64_t r, int64_t ba
 }
 
 /* Packs the block's queries, scaled: the scores of all keys need not be then. */
-static void pack_queries(const attention *p, const block *w) {
+static void pack_queries(const attention *p, const query_rows *w) {
     tpi_matrix q = head_matrix(p, 0, w->b, w->h);
     const vf scale = v_set((float)p->attr->scale);
     const int64_t floats = round_up(w->rows, MR) * p->size; /* a buffer of QUERIES · d: whole vectors */
@@ -116,7 +106,7 @@ static void pack_queries(const attention *p, const block *w) {
 
 /* Scores of the keys [base, base + n), a panel at a time and without the tiles of rows that see none of it.
  */
-static void score(const attention *p, const block *w, const float *keys, int64_t base, int64_t n) {
+static void score(const attention *p, const query_rows *w, const float *keys, int64_t base, int64_t n) {
     for (int64_t j = 0; j < n; j += NR) {
         int64_t r = least(first_query(p, w->b, w->t, base + j), w->rows) / MR * MR;
         GEMM_PANEL(w->rows - r, least(NR, n - j), p->size, w->q + r * p->size, keys + (base + j) * p->size,
@@ -125,7 +115,8 @@ static void score(const attention *p, const block *w, const float *keys, int64_t
 }
 
 /* Adds the values of the keys [base, base + n): to each tile of rows those that its last row sees. */
-static void add_values(const attention *p, const block *w, const float *values, int64_t base, int64_t n) {
+static void add_values(const attention *p, const query_rows *w, const float *values, int64_t base,
+                       int64_t n) {
     int64_t r = 0;
     for (; first_query(p, w->b, w->t, base + n - 1) >= r + MR && r < w->rows; r += MR) {
         int64_t k = n;
@@ -138,28 +129,13 @@ static void add_values(const attention *p, const block *w, const float *values, 
                        w->out + r * w->d, w->d, true);
 }
 
-static void finish_rows(const attention *p, const block *w) {
-    const tpi_operand *y = tpi_out_operand(p->launch->step, 0);
-    float *lse = tpi_out(p->launch, 1);
-    for (int64_t r = 0; r < w->rows; r++) {
-        float *x = w->out + r * w->d;
-        vf scale = v_set(w->sum[r] == 0.0f ? 0.0f : 1.0f / w->sum[r]);
-        for (int64_t i = 0; i < w->d; i += VW) v_store(x + i, v_load(x + i) * scale);
-        int64_t t = w->t + r, at = ((w->b * p->queries + t) * p->heads + w->h) * p->size;
-        TPI_SIMD(from_f32)(x, tpi_out(p->launch, 0), y->dtype, at, p->size);
-        if (lse)
-            lse[(w->b * p->heads + w->h) * p->queries + t] =
-                w->sum[r] == 0.0f ? -INFINITY : w->top[r] + logf(w->sum[r]);
-    }
-}
-
 static void query_block(const void *job, int64_t i, int thread) {
     const forward *f = job;
     const attention *p = &f->p;
     int64_t lines = p->batches * p->heads, blocks = ceil_div(p->queries, QUERIES), line = i % lines;
     int64_t d = round_up(p->size, NR), first, end, ignored;
     float *space = f->blocks + thread * f->thread_size;
-    block w = {.b = line / p->heads, .h = line % p->heads, .d = d};
+    query_rows w = {.b = line / p->heads, .h = line % p->heads, .d = d};
     w.t = (blocks - 1 - i / lines) * QUERIES; /* the longest rows first */
     w.rows = least(QUERIES, p->queries - w.t);
     w.q = space, w.out = w.q + QUERIES * d, w.scores = w.out + QUERIES * d,
@@ -222,14 +198,14 @@ static void few_queries(const void *job, int64_t item, int thread) {
     sums.term[0] = (tpi_term){{scores, p->keys, 1, TP_F32}, head_matrix(p, 2, b, g), n};
     if (n) TPI_SIMD(gemm_block)(&sums, 0, rows, 0, p->size, scratch);
     for (int64_t r = 0; r < rows; r++) {
-        block w = {.b = b,
-                   .h = g * share + r % share,
-                   .t = r / share,
-                   .rows = 1,
-                   .d = d,
-                   .out = out + r * d,
-                   .top = top + r,
-                   .sum = sum + r};
+        query_rows w = {.b = b,
+                        .h = g * share + r % share,
+                        .t = r / share,
+                        .rows = 1,
+                        .d = d,
+                        .out = out + r * d,
+                        .top = top + r,
+                        .sum = sum + r};
         finish_rows(p, &w);
     }
 }

@@ -13,6 +13,7 @@
 
 #define QUERIES (VW == 16 ? 4 * MR : 8 * MR) /* a block of queries */
 #define KEYS    128                          /* a block of keys: whole panels */
+#define FEW     16                           /* queries of a group that are computed without packing */
 
 typedef struct attention {
     const tpi_launch *launch;
@@ -57,6 +58,29 @@ static inline bool attention_plain(const tpi_step *step, int rows) {
     const tpi_operand *mask = tpi_in_operand(step, next);
     return mask->dtype == TP_F32 && mask->rank >= 1 &&
            (mask->shape[mask->rank - 1] == 1 || mask->stride[mask->rank - 1] == 1);
+}
+
+static inline bool attention_forward_plain(const tpi_step *step) {
+    const tpi_operand *y = tpi_out_operand(step, 0), *lse = tpi_out_operand(step, 1);
+    return attention_plain(step, 3) && y->contiguous && tpi_float_operand(y) && lse->dtype == TP_F32 &&
+           lse->contiguous;
+}
+
+/* The gradient's inputs 0 ... 5: q, k, v, out, lse, dout. */
+enum { Q, K, V, OUT, LSE, DOUT };
+
+static inline bool attention_grad_plain(const tpi_step *step) {
+    if (!attention_plain(step, 3)) return false;
+    const int rows[] = {OUT, DOUT};
+    for (int i = 0; i < 2; i++) {
+        const tpi_operand *x = tpi_in_operand(step, rows[i]);
+        if (x->rank != 4 || !tpi_float_operand(x) || x->stride[3] != 1) return false;
+    }
+    for (int k = 0; k < 3; k++)
+        if (!tpi_out_operand(step, k)->contiguous || !tpi_float_operand(tpi_out_operand(step, k)))
+            return false;
+    const tpi_operand *lse = tpi_in_operand(step, LSE);
+    return lse->dtype == TP_F32 && lse->contiguous;
 }
 
 /* The matrix [tokens, features] of a head of input k. */
@@ -107,6 +131,28 @@ static inline void scale_scores(const attention *p, float by, int64_t b, int64_t
     FOR_VECTORS(i, part, to - from) {
         vf add = each ? row_get(m, i, part) : v_set(*m);
         v_put(x, TP_F32, i, v_fma(row_get(x, i, part), scale, add), part);
+    }
+}
+
+/* A block of queries at work. */
+typedef struct query_rows {
+    int64_t b, h, t, rows, d; /* d: floats of an output row */
+    float *q, *scores, *weights, *out, *top, *sum;
+} query_rows;
+
+/* Divides the rows by their sums and writes them, with their logsumexp. */
+static inline void finish_rows(const attention *p, const query_rows *w) {
+    const tpi_operand *y = tpi_out_operand(p->launch->step, 0);
+    float *lse = tpi_out(p->launch, 1);
+    for (int64_t r = 0; r < w->rows; r++) {
+        float *x = w->out + r * w->d;
+        vf scale = v_set(w->sum[r] == 0.0f ? 0.0f : 1.0f / w->sum[r]);
+        for (int64_t i = 0; i < w->d; i += VW) v_store(x + i, v_load(x + i) * scale);
+        int64_t t = w->t + r, at = ((w->b * p->queries + t) * p->heads + w->h) * p->size;
+        TPI_SIMD(from_f32)(x, tpi_out(p->launch, 0), y->dtype, at, p->size);
+        if (lse)
+            lse[(w->b * p->heads + w->h) * p->queries + t] =
+                w->sum[r] == 0.0f ? -INFINITY : w->top[r] + logf(w->sum[r]);
     }
 }
 

@@ -12,9 +12,6 @@ typedef struct backward {
     float *packed, *sums, *blocks;
 } backward;
 
-/* Inputs 0 ... 5: q, k, v, out, lse, dout. */
-enum { Q, K, V, OUT, LSE, DOUT };
-
 static backward backward_of(const tpi_launch *launch) {
     backward w = {.p = attention_of(launch), .packed = tpi_scratch(launch)};
     const attention *p = &w.p;
@@ -29,17 +26,7 @@ static backward backward_of(const tpi_launch *launch) {
 }
 
 ACCEPTS(attention_grad_accepts) {
-    if (!attention_plain(step, 3)) return false;
-    const int rows[] = {OUT, DOUT};
-    for (int i = 0; i < 2; i++) {
-        const tpi_operand *x = tpi_in_operand(step, rows[i]);
-        if (x->rank != 4 || !tpi_float_operand(x) || x->stride[3] != 1) return false;
-    }
-    for (int k = 0; k < 3; k++)
-        if (!tpi_out_operand(step, k)->contiguous || !tpi_float_operand(tpi_out_operand(step, k)))
-            return false;
-    const tpi_operand *lse = tpi_in_operand(step, LSE);
-    return lse->dtype == TP_F32 && lse->contiguous;
+    return attention_grad_plain(step);
 }
 
 SCRATCH(attention_grad_scratch) {

@@ -7,7 +7,7 @@
  *
  * For one large product all threads pack b and take tasks as they are free; small products are divided
  * beforehand. Each element is summed in the same order either way. Where the arithmetic is faster than
- * memory, it is a that stays packed, and each panel of b is packed when its turn comes. */
+ * memory, it is a that stays packed, and each panel of b is packed while the one before it is multiplied. */
 #include "backend/cpu/simd/gemm.h"
 #include "backend/cpu/simd/tasks.h"
 
@@ -80,7 +80,7 @@ static int64_t left_floats(const tpi_tiling *t, tpi_block_sizes s) {
     return round_up(least(t->block, s.rows) * depth, 16);
 }
 static int64_t right_floats(const tpi_tiling *t, tpi_block_sizes s) {
-    return t->resident ? t->columns * t->chunk : s.columns * s.depth;
+    return t->resident ? 2 * t->columns * s.depth : s.columns * s.depth;
 }
 static int64_t space_of(const tpi_tiling *t, tpi_block_sizes s, int64_t threads) {
     return threads * left_floats(t, s) + right_floats(t, s) + s.rows * s.columns;
@@ -148,7 +148,7 @@ static void pack_panels(const void *arg, int64_t i, int thread) {
 
 /* Steps [p, p + k) of the slab: rows [i, i1), packed in a, by a panel of b at column j. */
 static void pass(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t p, int64_t k, const float *a,
-                 const float *b, int64_t b_step, tpi_fetch *soon) {
+                 const float *b, int64_t b_step, tpi_soon *soon) {
     int64_t n = least(s->tiling->columns, s->n1 - j);
     float *out = s->sums + (i - s->m0) * s->ld + (j - s->n0) * s->spread;
     bool accumulate = p > 0 || !s->first || s->g->add, end = s->last && p + k >= s->depth;
@@ -166,8 +166,9 @@ static void pass_packed(const slab *s, int64_t i, int64_t i1, int64_t j, int64_t
         pass(s, i, i1, j, p, k, a, tpi_matrix_at(b, s->p + p, j), b->rs, NULL);
     } else {
         const float *b = s->b + p * packed_columns(s) + (column - s->in_place) * k;
-        tpi_fetch next = {(const char *)(b + width * k), LINE_BYTES,
-                          width * k * (int64_t)sizeof *b / LINE_BYTES};
+        tpi_soon next = {.at = (const char *)(b + width * k),
+                         .stride = LINE_BYTES,
+                         .lines = width * k * (int64_t)sizeof *b / LINE_BYTES};
         pass(s, i, i1, j, p, k, a, b, width, &next);
     }
 }
@@ -205,33 +206,35 @@ static void run_slab(tpi_threads *threads, slab *s) {
 
 /* ---- one slab, of a resident a ---- */
 
-/* Where the first term has the slab's steps of b's panel at column j, if they are lines of even distance. */
-static tpi_fetch panel_lines(const slab *s, int64_t j) {
-    const tpi_term *term = &s->g->term[0];
-    int64_t size = dtype_size(term->b.dtype), word = (int64_t)sizeof(float) / size; /* steps of one */
-    int64_t from = s->p * word, steps = least(term->k - from, s->depth * word);
-    int64_t n = least(s->tiling->columns, s->n1 - j);
-    if (n <= 0 || steps <= 0) return (tpi_fetch){0};
-    const void *at = tpi_matrix_at(&term->b, from, j);
-    if (term->b.cs == 1) return (tpi_fetch){at, term->b.rs * size, steps};
-    bool dense = term->b.rs == 1 && term->b.cs == steps;
-    return (tpi_fetch){at, LINE_BYTES, dense ? n * steps * size / LINE_BYTES : 0};
+/* The panel of b at column j, and where it is packed. */
+typedef struct coming {
+    const slab *s;
+    int64_t j;
+    float *b;
+} coming;
+
+/* So many words of all its columns. */
+static void pack_piece(const void *job, int64_t piece) {
+    const coming *c = job;
+    const slab *s = c->s;
+    int64_t unit = s->tiling->unit, width = s->tiling->columns, p = piece * unit;
+    pack(s, true, s->p + p, unit, c->j, least(width, s->n1 - c->j), c->b + p * width);
 }
 
-/* The trick: the next panel of b, which may come from memory, is fetched while this one is multiplied. */
+/* The trick: the next panel of b is packed while this one is multiplied, between the steps of the tiles,
+ * which leave the processor's other units idle. */
 static void run_resident(const slab *s) {
-    int64_t rows = s->m1 - s->m0, padded = round_up(rows, s->tiling->rows), width = s->tiling->columns;
-    for (int64_t p = 0; p < s->depth; p += s->chunk)
-        pack(s, false, s->p + p, least(s->chunk, s->depth - p), s->m0, rows, s->a + p * padded);
+    int64_t width = s->tiling->columns, k = s->depth, pieces = k / s->tiling->unit;
+    coming next = {s, s->n0, s->b};
+    tpi_soon soon = {.pack = pack_piece, .job = &next, .pieces = pieces};
+    pack(s, false, s->p, k, s->m0, s->m1 - s->m0, s->a);
+    tpi_soon_end(&soon);
     for (int64_t j = s->n0; j < s->n1; j += width) {
-        tpi_fetch soon = panel_lines(s, j + width);
-        int64_t p = 0;
-        do {
-            int64_t k = least(s->chunk, s->depth - p);
-            pack(s, true, s->p + p, k, j, least(width, s->n1 - j), s->b);
-            pass(s, s->m0, s->m1, j, p, k, s->a + p * padded, s->b, width, &soon);
-            p += s->chunk;
-        } while (p < s->depth);
+        const float *b = next.b;
+        next.j = j + width, next.b = b == s->b ? s->b + width * k : s->b;
+        soon.done = 0, soon.pieces = next.j < s->n1 ? pieces : 0;
+        pass(s, s->m0, s->m1, j, 0, k, s->a, b, width, &soon);
+        tpi_soon_end(&soon);
     }
 }
 

@@ -90,18 +90,37 @@ typedef struct tpi_block_sizes {
     int64_t rows, columns, depth;
 } tpi_block_sizes;
 
-/* Cache lines that will be wanted: so many, `stride` bytes apart. */
-typedef struct tpi_fetch {
+/* What a panel does on the way for the next one: it fetches cache lines, so many `stride` bytes apart, or
+ * packs pieces of it, one after every few of its own steps. What it had no step for is done by
+ * tpi_soon_end. */
+typedef struct tpi_soon {
     const char *at;
     int64_t stride, lines;
-} tpi_fetch;
+    void (*pack)(const void *job, int64_t piece);
+    const void *job;
+    int64_t done, pieces, wait, every;
+} tpi_soon;
 
 #define LINE_BYTES 64
 
-/* Fetches the next `n` lines of them to the second-level cache. */
-INLINE void fetch_lines(tpi_fetch *wanted, int64_t n) {
-    for (n = least(n, wanted->lines), wanted->lines -= n; n > 0; n--, wanted->at += wanted->stride)
-        __builtin_prefetch(wanted->at, 0, 2);
+/* Fetches the next `n` lines to the second-level cache. */
+INLINE void fetch_lines(tpi_soon *soon, int64_t n) {
+    for (n = least(n, soon->lines), soon->lines -= n; n > 0; n--, soon->at += soon->stride)
+        __builtin_prefetch(soon->at, 0, 2);
+}
+
+/* Spreads the pieces over so many steps; one step of them. */
+static inline void tpi_soon_begin(tpi_soon *soon, int64_t steps) {
+    soon->every = soon->pieces ? most(1, steps / soon->pieces) : 0;
+    soon->wait = soon->every;
+}
+INLINE void tpi_soon_step(tpi_soon *soon) {
+    if (--soon->wait != 0) return;
+    soon->pack(soon->job, soon->done++);
+    soon->wait = soon->done < soon->pieces ? soon->every : 0; /* 0: never again */
+}
+static inline void tpi_soon_end(tpi_soon *soon) {
+    while (soon->done < soon->pieces) soon->pack(soon->job, soon->done++);
 }
 
 /* How operands are packed and multiplied. Panels hold words of 32 bits, each of them one step's f32 or two
@@ -110,8 +129,8 @@ typedef struct tpi_tiling {
     int64_t rows, columns; /* of a register tile, and so of panels of a and of b */
     int64_t block, chunk;  /* rows by words of a that stay in the second-level cache: whole panels */
     tpi_block_sizes alone, together; /* of one thread's product; of all threads', or 0 */
-    bool resident;                   /* alone, a stays packed while panels of b come and go */
-    int64_t unit; /* a term has a multiple of so many words; zeros stand behind its steps */
+    bool resident; /* alone, a stays packed while panels of b come and go; a slab is one chunk */
+    int64_t unit;  /* a term has a multiple of so many words; zeros stand behind its steps */
     int64_t (*words)(const tpi_term *term);
 
     /* Words [w, w + words) of a's `rows` from i on, and of b's `n` columns from j on, as panels padded with
@@ -122,9 +141,9 @@ typedef struct tpi_tiling {
                    int64_t stride);
 
     /* c[rows, n] (row stride ldc; n ≤ columns) = or += panels of a · one of b, whose words stand b_step
-     * apart. On the way the lines of `soon`, or NULL, are fetched. */
+     * apart. On the way some of what `soon` asks for is done, if it is not NULL. */
     void (*panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b, int64_t b_step,
-                  tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
+                  tpi_soon *soon, float *c, int64_t ldc, bool accumulate);
 } tpi_tiling;
 
 #define GEMM_CHUNK 256
@@ -145,7 +164,7 @@ size_t TPI_SIMD(gemm_together_scratch)(int64_t m, int64_t n, int64_t k, int thre
 #if BF16_PRODUCTS
 extern const tpi_tiling TPI_SIMD(bf16_tiling);
 void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b,
-                          int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
+                          int64_t b_step, tpi_soon *soon, float *c, int64_t ldc, bool accumulate);
 #endif
 
 /* What the f32 tiling is made of, and attention: blocks as f32, `rows` by `k` of a as [row / MR][k][MR], k by
@@ -159,7 +178,7 @@ void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a
 #define GEMM_PANEL tpi_avx2_gemm_panel
 #endif
 void GEMM_PANEL(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-                tpi_fetch *soon, float *c, int64_t ldc, bool accumulate);
+                tpi_soon *soon, float *c, int64_t ldc, bool accumulate);
 void TPI_SIMD(pack_a)(const tpi_matrix *a, int64_t i0, int64_t j0, int64_t rows, int64_t k, float *out,
                       int64_t stride);
 void TPI_SIMD(pack_b)(const tpi_matrix *b, int64_t i0, int64_t j0, int64_t k, int64_t n, float *out,

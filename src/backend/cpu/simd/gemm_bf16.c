@@ -11,6 +11,8 @@
 #define ROWS    (2 * TILE_ROWS)
 #define COLUMNS (2 * TILE_WORDS)
 #define UNIT    TILE_WORDS
+#define TILE    (TILE_ROWS * TILE_WORDS)
+#define DEPTH   512 /* words whose sums stay in tiles */
 #else
 #define ROWS    MR
 #define COLUMNS NR
@@ -100,37 +102,88 @@ static void pack_lines(const side *s, int64_t line, int64_t w, int64_t lines, in
     }
 }
 
+#if defined(BF16_TILES)
+
+/* Whether a tile's words of `lines` lines from w on are all there, whole. */
+static bool whole_tile(const side *s, int64_t w, int64_t lines) {
+    return s->rounds == 1 && lines == TILE_ROWS && s->k >= 2 * (w + TILE_WORDS);
+}
+
+/* Rows of words, `stride` bytes apart, as a tile's columns. Here and below the same tile of the next panel is
+ * fetched: it may come from memory. */
+static void turn_tile(const char *rows, int64_t stride, float *out) {
+    for (int64_t i = 0; i < TILE_ROWS; i++) __builtin_prefetch(rows + (COLUMNS + i) * stride, 0, 2);
+    for (int64_t i = 0; i < TILE_ROWS; i += VW)
+        for (int64_t j = 0; j < TILE_WORDS; j += VW) {
+            vf r[VW];
+            v_load_transposed(rows + i * stride + j * (int64_t)sizeof(float), stride, r);
+            UNROLL for (int k = 0; k < VW; k++) v_store(out + (j + k) * TILE_WORDS + i, r[k]);
+        }
+}
+
+/* Steps that are `stride` apart, of a tile's columns side by side, as its words. */
+static void join_tile(const uint16_t *steps, int64_t stride, float *out) {
+    for (int64_t w = 0; w < TILE_ROWS; w++, steps += 2 * stride, out += TILE_WORDS) {
+        __builtin_prefetch(steps + COLUMNS, 0, 2);
+        __builtin_prefetch(steps + stride + COLUMNS, 0, 2);
+        for (int64_t j = 0; j < TILE_WORDS; j += VW)
+            v_store(out + j, v_pair(v_load_bf16(steps + j), v_load_bf16(steps + stride + j)));
+    }
+}
+
+static void pack_tile(const side *s, int64_t line, int64_t w, int64_t lines, float *out) {
+    int64_t size = dtype_size(s->x->dtype);
+    if (whole_tile(s, w, lines) && s->along == 1)
+        turn_tile(element(s, line, 2 * w), s->across * size, out);
+    else if (whole_tile(s, w, lines) && s->across == 1)
+        join_tile(element(s, line, 2 * w), s->along, out);
+    else
+        pack_lines(s, line, w, lines, TILE_WORDS, TILE_WORDS, out);
+}
+
+/* Panels are [words / 16][2][16][16]: two tiles side by side, each of them contiguous. */
 static void pack_right(const tpi_term *term, int64_t w, int64_t j, int64_t words, int64_t n, float *out,
                        int64_t stride) {
     const side s = right_side(term);
     for (int64_t at = 0; at < n; at += COLUMNS, out += stride)
-        pack_lines(&s, j + at, w, least(COLUMNS, n - at), words, COLUMNS, out);
+        for (int64_t t = 0; t < 2 * words / TILE_WORDS; t++) {
+            int64_t from = at + t % 2 * TILE_WORDS, v = t / 2 * TILE_WORDS;
+            pack_tile(&s, j + from, w + v, most(0, least(TILE_WORDS, n - from)), out + t * TILE);
+        }
 }
 
-#if defined(BF16_TILES)
-
-/* A tile's words of `lines` ≤ ROWS lines, as its rows. */
-static void pack_rows(const side *s, int64_t line, int64_t w, int64_t lines, float *out) {
-    if (s->rounds == 1 && s->along == 1 && lines == ROWS && s->k >= 2 * (w + TILE_WORDS)) {
-        for (int64_t i = 0; i < ROWS; i++)
-            memcpy(out + i * TILE_WORDS, element(s, line + i, 2 * w), sizeof(float) * TILE_WORDS);
-    } else {
-        float words[TILE_WORDS * ROWS];
-        pack_lines(s, line, w, lines, TILE_WORDS, ROWS, words);
-        TPI_SIMD(pack_words)(words, sizeof(float) * ROWS, TILE_WORDS, ROWS, TILE_WORDS, out);
-    }
+/* The words of one line whose steps are neighbours, in that line of the panel's tiles. */
+static void copy_line(const float *line, int64_t words, float *out) {
+    for (int64_t v = 0; v < words; v += TILE_WORDS)
+        for (int64_t j = 0; j < TILE_WORDS; j += VW) v_store(out + v * ROWS + j, v_load(line + v + j));
 }
 
 /* Panels are [words / 16][ROWS][16]: a tile's rows one behind the other. */
 static void pack_left(const tpi_term *term, int64_t i, int64_t w, int64_t rows, int64_t words, float *out,
                       int64_t stride) {
     const side s = left_side(term);
-    for (int64_t at = 0; at < rows; at += ROWS, out += stride)
-        for (int64_t v = 0; v < words; v += TILE_WORDS)
-            pack_rows(&s, i + at, w + v, least(ROWS, rows - at), out + v * ROWS);
+    int64_t plain = s.rounds == 1 && s.along == 1 ? least(words, most(0, s.k / 2 - w) / UNIT * UNIT) : 0;
+    for (int64_t at = 0; at < rows; at += ROWS, out += stride) {
+        int64_t lines = least(ROWS, rows - at), from = lines == ROWS ? plain : 0;
+        for (int64_t line = 0; line < ROWS && from; line++)
+            copy_line(element(&s, i + at + line, 2 * w), from, out + line * TILE_WORDS);
+        for (int64_t v = from; v < words; v += TILE_WORDS) {
+            float turned[TILE_WORDS * ROWS];
+            pack_lines(&s, i + at, w + v, lines, TILE_WORDS, ROWS, turned);
+            TPI_SIMD(pack_words)
+            (turned, sizeof(float) * ROWS, TILE_WORDS, ROWS, TILE_WORDS, out + v * ROWS);
+        }
+    }
 }
 
 #else
+
+static void pack_right(const tpi_term *term, int64_t w, int64_t j, int64_t words, int64_t n, float *out,
+                       int64_t stride) {
+    const side s = right_side(term);
+    for (int64_t at = 0; at < n; at += COLUMNS, out += stride)
+        pack_lines(&s, j + at, w, least(COLUMNS, n - at), words, COLUMNS, out);
+}
 
 static void pack_left(const tpi_term *term, int64_t i, int64_t w, int64_t rows, int64_t words, float *out,
                       int64_t stride) {
@@ -145,12 +198,13 @@ static void pack_left(const tpi_term *term, int64_t i, int64_t w, int64_t rows, 
 const tpi_tiling TPI_SIMD(bf16_tiling) = {
     .rows = ROWS,
     .columns = COLUMNS,
-    .chunk = GEMM_CHUNK,
 #if defined(BF16_TILES)
+    .chunk = DEPTH,
     .block = 512,
-    .alone = {512, 512, 2 * GEMM_CHUNK},
+    .alone = {512, 512, DEPTH},
     .resident = true,
 #else
+    .chunk = GEMM_CHUNK,
     .block = GEMM_BLOCK,
     .alone = GEMM_ALONE,
     .together = GEMM_TOGETHER,

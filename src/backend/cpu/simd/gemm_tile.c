@@ -106,7 +106,7 @@ static tile_fn *const rest[MR - 1][2] = { /* fewer than MR rows */
 /* clang-format on */
 
 INLINE void panel(int vectors, int64_t rows, int64_t n, int64_t k, const float *a, const float *b,
-                  int64_t b_step, tpi_fetch *soon, float *c, int64_t ldc, bool accumulate) {
+                  int64_t b_step, tpi_soon *soon, float *c, int64_t ldc, bool accumulate) {
     int64_t share = soon ? ceil_div(soon->lines * MR, rows) : 0;
     for (; rows >= MR; rows -= MR, a += MR * k, c += MR * ldc) {
         if (soon) fetch_lines(soon, share);
@@ -115,8 +115,8 @@ INLINE void panel(int vectors, int64_t rows, int64_t n, int64_t k, const float *
     if (rows) rest[rows - 1][vectors - 1](n, k, a, b, b_step, c, ldc, accumulate);
 }
 
-void PANEL(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step,
-           tpi_fetch *soon, float *c, int64_t ldc, bool accumulate) {
+void PANEL(int64_t rows, int64_t n, int64_t k, const float *a, const float *b, int64_t b_step, tpi_soon *soon,
+           float *c, int64_t ldc, bool accumulate) {
     if (n == NR)
         panel(2, rows, NR, k, a, b, b_step, soon, c, ldc, accumulate);
     else if (n > VW)

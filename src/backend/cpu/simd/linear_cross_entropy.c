@@ -9,9 +9,14 @@
 #include "backend/cpu/simd/row.h"
 #include "core/error.h"
 
-#define SLICE        1024            /* columns of logits at a time */
-#define ROWS         (512 / MR * MR) /* most rows of a block */
-#define BLOCK_FLOATS (1 << 20)       /* most floats of a block's sums */
+#if defined(BF16_TILES)
+#define UNIT (2 * TILE_ROWS) /* rows of a panel of h */
+#else
+#define UNIT MR
+#endif
+#define SLICE        1024                /* columns of logits at a time */
+#define ROWS         (512 / UNIT * UNIT) /* most rows of a block */
+#define BLOCK_FLOATS (1 << 20)           /* most floats of a block's sums */
 
 enum { H, W, LABELS, LSE, DLOSS }; /* inputs; the last two of the gradient alone */
 enum { LOSSES, LSES, SLOPE };      /* outputs of the forward pass; slope: d loss / d h */
@@ -53,7 +58,7 @@ static loss_job sizes_of(const tpi_step *step, int threads) {
     int64_t slice = least(SLICE, round_up(job.vocabulary, NR)), rows = tpi_in_operand(step, LABELS)->count;
     job.pitch = padded(job.features);
     job.ld = padded(slice);
-    job.block = least(round_up(rows, MR), most(MR, least(ROWS, BLOCK_FLOATS / job.pitch / MR * MR)));
+    job.block = least(round_up(rows, UNIT), most(UNIT, least(ROWS, BLOCK_FLOATS / job.pitch / UNIT * UNIT)));
     job.share = round_up(ceil_div(job.vocabulary, threads), NR);
     size_t space = TPI_SIMD(gemm_scratch)(job.block, slice, job.features);
     const int64_t products[][3] = {{job.block, job.features, slice}, {job.features, slice, job.block}};

@@ -80,6 +80,8 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     PLAIN(TPI_GATHER, gather),
     PLAIN(TPI_SCATTER_ADD, scatter_add),
     PLAIN(TPI_CACHE_WRITE, cache_write),
+#endif
+#if !BF16_PRODUCTS || defined(BF16_TILES)
     SPACE(TPI_ATTENTION, attention),
     SPACE(TPI_ATTENTION_GRAD, attention_grad),
 #endif

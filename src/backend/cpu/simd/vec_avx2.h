@@ -185,6 +185,12 @@ static inline void v_transpose(vf r[VW]) {
     }
 }
 
+/* VW rows, `stride` bytes apart, transposed. */
+static inline void v_load_transposed(const char *rows, int64_t stride, vf r[VW]) {
+    for (int i = 0; i < VW; i++) r[i] = v_load((const float *)(const void *)(rows + i * stride));
+    v_transpose(r);
+}
+
 /* VW lines of 8 floats, `stride` apart, turned: element i of out[j] is p[i·stride + j]. */
 static inline void v_columns8(const float *p, int64_t stride, vf out[8]) {
     for (int i = 0; i < 8; i++) out[i] = v_load(p + i * stride);

@@ -193,6 +193,23 @@ static inline void v_columns8(const float *p, int64_t stride, vf out[8]) {
     }
 }
 
+/* VW rows, `stride` bytes apart, transposed: their quarters are put together as they are loaded, which takes
+ * half the shuffles. */
+static inline void v_load_transposed(const char *rows, int64_t stride, vf r[VW]) {
+    for (int q = 0; q < 4; q++) {
+        for (int i = 0; i < 4; i++) {
+            const char *from = rows + i * stride + 16 * q;
+            vf x = _mm512_castps128_ps512(_mm_loadu_ps((const float *)(const void *)from));
+            for (int part = 1; part < 4; part++)
+                x = _mm512_mask_broadcast_f32x4(
+                    x, (__mmask16)(0xf << 4 * part),
+                    _mm_loadu_ps((const float *)(const void *)(from + 4 * part * stride)));
+            r[4 * q + i] = x;
+        }
+        v_transpose_quarters(r + 4 * q);
+    }
+}
+
 /* Two vectors' halves of one kind, added: what a step of v_sums does to a pair. */
 static inline vf v_pair_quarters(vf a, vf b) {
     return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);

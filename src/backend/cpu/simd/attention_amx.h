@@ -1,0 +1,59 @@
+/* Blocks of attention as operands of tiles: both kernels of bf16 attention by AMX are made of these.
+ *
+ * All is bf16 and packed once for each use. A block is SIDE queries by SIDE keys. */
+#ifndef TAPER_SIMD_ATTENTION_AMX_H
+#define TAPER_SIMD_ATTENTION_AMX_H
+
+#include "backend/cpu/simd/attention.h"
+
+#define SIDE 128 /* queries, and keys, of a block: whole panels */
+#define EDGE 32  /* rows of a panel of a, columns of one of b */
+
+/* Words of so many steps: whole tiles. */
+static inline int64_t words_of(int64_t steps) {
+    return round_up(ceil_div(steps, 2), TILE_WORDS);
+}
+
+static inline tpi_matrix from_row(tpi_matrix x, int64_t row) {
+    x.data = tpi_matrix_at(&x, row, 0);
+    return x;
+}
+
+/* The bf16 in the room of a block of floats, in whose rows they are. */
+static inline tpi_matrix rounded(const float *block) {
+    return (tpi_matrix){block, 2 * SIDE, 1, TP_BF16};
+}
+
+/* x [rows, steps] as the first operand. */
+static inline void pack_left(tpi_matrix x, int64_t rows, int64_t steps, float *out) {
+    const tpi_term term = {x, {.dtype = TP_BF16}, steps};
+    TPI_SIMD(bf16_tiling).pack_a(&term, 0, 0, rows, words_of(steps), out, EDGE * words_of(steps));
+}
+
+/* x [steps, columns] as the second one, panels `stride` floats apart. */
+static inline void pack_right(tpi_matrix x, int64_t steps, int64_t columns, float *out, int64_t stride) {
+    const tpi_term term = {{.dtype = TP_BF16}, x, steps};
+    TPI_SIMD(bf16_tiling).pack_b(&term, 0, 0, words_of(steps), columns, out, stride);
+}
+
+/* c [rows, columns] (row stride ld) = or += a · b over so many words. */
+static inline void multiply(int64_t rows, int64_t columns, int64_t words, const float *a, const float *b,
+                            int64_t stride, float *c, int64_t ld, bool add) {
+    for (int64_t j = 0; j < columns; j += EDGE) TPI_SIMD(bf16_panel)
+    (rows, least(EDGE, columns - j), words, a, b + j / EDGE * stride, EDGE, NULL, c + j, ld, add);
+}
+
+/* Zeros in a row of n bf16 but for [from, to). */
+static inline void clear_around(uint16_t *row, int64_t from, int64_t to, int64_t n) {
+    memset(row, 0, sizeof *row * (size_t)from);
+    memset(row + to, 0, sizeof *row * (size_t)(n - to));
+}
+
+/* Whether q, k and v are bf16. */
+static inline bool all_bf16(const tpi_step *step) {
+    for (int k = 0; k < 3; k++)
+        if (tpi_in_operand(step, k)->dtype != TP_BF16) return false;
+    return true;
+}
+
+#endif
