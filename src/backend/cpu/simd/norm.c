@@ -39,16 +39,17 @@ static float inverse_rms(const float *x, int64_t n, double eps) {
 /* Fetches the row `next` meanwhile. */
 static void scale_row(const row_range *range, const float *x, float r, const float *weight, float *y,
                       const float *next) {
-    vf scale = v_set(r);
+    const vf scale = v_set(r);
+    const bool stream = range->stream;
     if (weight) {
         FOR_VECTORS(i, part, range->n) {
             row_fetch(next, i);
-            row_put(y, i, row_get(x, i, part) * scale * row_get(weight, i, part), part, range->stream);
+            row_put(y, i, row_get(x, i, part) * scale * row_get(weight, i, part), part, stream);
         }
     } else {
         FOR_VECTORS(i, part, range->n) {
             row_fetch(next, i);
-            row_put(y, i, row_get(x, i, part) * scale, part, range->stream);
+            row_put(y, i, row_get(x, i, part) * scale, part, stream);
         }
     }
 }
@@ -98,7 +99,8 @@ KERNEL(add_rms_norm) {
 static void layer_norm_rows(const row_range *range) {
     const tpi_attr_norm *attr = range->launch->step->attr;
     const float *weight = vector(range, 1, WEIGHT), *bias = vector(range, 2, BIAS);
-    int64_t n = range->n;
+    const int64_t n = range->n;
+    const bool stream = range->stream;
     for (int64_t row = range->begin; row < range->end; row++) {
         const float *x = row_in(range, 0, row, X);
         float *y = row_out(range, 0, row, Y), sum, squares;
@@ -114,7 +116,7 @@ static void layer_norm_rows(const row_range *range) {
             vf v = (row_get(x, i, part) - mean) * scale;
             if (weight) v = v * row_get(weight, i, part);
             if (bias) v = v + row_get(bias, i, part);
-            row_put(y, i, v, part, range->stream);
+            row_put(y, i, v, part, stream);
         }
         row_done(range, 0, row, Y);
     }

@@ -80,8 +80,13 @@ INLINE void row_fetch(const float *next, int64_t i) {
 /* max + log Σ exp(x - max); ±inf where the maximum is. */
 float TPI_SIMD(logsumexp_row)(const float *x, int64_t n);
 
-/* Vectors of a row: i steps by VW, `part` is how many elements this one has. */
-#define FOR_VECTORS(i, part, n) for (int64_t i = 0, part; part = least(VW, (n)-i), i < (n); i += VW)
+/* Vectors of a row: i steps by VW, `part` is how many elements this one has. The whole ones come first, in a
+ * loop in which `part` is a constant. */
+#define FOR_VECTORS(i, part, n)                                                                              \
+    UNROLL for (int64_t n_ = (n), rest_ = n_ % VW, last_ = 0; last_ < 2;                                     \
+                last_++) for (int64_t i = last_ ? n_ - rest_ : 0, end_ = last_ ? n_ : n_ - rest_,            \
+                              part = last_ ? rest_ : VW;                                                     \
+                              i < end_; i += VW)
 
 INLINE vf row_get(const float *x, int64_t i, int64_t part) {
     return v_get(x, TP_F32, i, part);

@@ -38,15 +38,17 @@ INLINE void write_part(const pending *p, int64_t i, int64_t part) {
 }
 
 /* e = exp(x - top); their sum. Meanwhile writes the row before, if there is one, and fetches the next. */
-static float exponentials(const float *x, float *e, int64_t n, float top, const pending *before,
+static float exponentials(const float *x, float *e, int64_t n, float top, const pending *last,
                           const float *next) {
+    const pending before = *last; /* which stores to rows cannot change */
+    const vf shift = v_set(top);
     float sum;
     ROW_SUM(sum, n, {
         row_fetch(next, i);
-        term = v_exp(row_get(x, i, part) - v_set(top));
+        term = v_exp(row_get(x, i, part) - shift);
         if (part < VW) term = v_keep(term, part);
         v_put(e, TP_F32, i, term, part);
-        if (before) write_part(before, i, part);
+        if (before.e) write_part(&before, i, part);
     });
     return sum;
 }
@@ -61,7 +63,7 @@ static void softmax_rows(const row_range *range) {
         float top = row_max(x, range->n);
         if (top == -INFINITY) /* nothing, or a NaN that the maximum passed over */
             top = 0.0f;
-        float sum = exponentials(x, e, range->n, top, before.e ? &before : NULL, row_next(range, 0, row));
+        float sum = exponentials(x, e, range->n, top, &before, row_next(range, 0, row));
         if (before.e) row_done(range, 0, row - 1, 1);
         before.e = e, before.y = row_out(range, 0, row, 1);
         before.scale = v_set(sum == 0.0f ? 0.0f : 1.0f / sum);
@@ -73,12 +75,13 @@ static void softmax_rows(const row_range *range) {
 
 /* dx = y · (dy - Σ y·dy) */
 static void softmax_grad_rows(const row_range *range) {
+    const bool stream = range->stream;
     for (int64_t row = range->begin; row < range->end; row++) {
         const float *y = row_in(range, 0, row, 0), *dy = row_in(range, 1, row, 1);
         float *dx = row_out(range, 0, row, 2), dot;
         ROW_SUM(dot, range->n, { term = row_get(y, i, part) * row_get(dy, i, part); });
         FOR_VECTORS(i, part, range->n) {
-            row_put(dx, i, row_get(y, i, part) * (row_get(dy, i, part) - v_set(dot)), part, range->stream);
+            row_put(dx, i, row_get(y, i, part) * (row_get(dy, i, part) - v_set(dot)), part, stream);
         }
         row_done(range, 0, row, 2);
     }
