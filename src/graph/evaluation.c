@@ -118,10 +118,10 @@ static tp_status make_job(const tpi_evaluation *e, tpi_job **out) {
     *out = job;
     if (!job) return TP_ENOMEM;
     void **pointers = (void **)(job + 1);
-    *job = (tpi_job){
-        .run = {e->run.context, tpi_plan_retain(e->run.plan), pointers + n_bases, pointers + 2 * n_bases},
-        .storages = (tpi_storage **)pointers,
-        .n_storages = n_bases};
+    *job = (tpi_job){.run = {e->run.context, tpi_plan_retain(e->run.plan), pointers + n_bases,
+                             pointers + 2 * n_bases, NULL},
+                     .storages = (tpi_storage **)pointers,
+                     .n_storages = n_bases};
     memcpy(job->run.bases, e->run.bases, n_bases * sizeof(void *));
     for (uint32_t i = 0; i < plan->n_leaves; i++)
         job->storages[i] = tpi_storage_retain(e->leaves[i]->storage);

@@ -31,9 +31,6 @@
     constexpr int D = features;                                                                              \
     __VA_ARGS__
 
-#define LOG2_E 1.4426950408889634f
-#define LN_2   0.6931471805599453f
-
 /* ---- the problem ---- */
 
 /* [B, tokens, heads, D] with its features side by side; strides in elements. */
@@ -231,15 +228,6 @@ static __device__ __forceinline__ range queries_seeing(const attention &p, sight
 static __device__ __forceinline__ float mask_at(const attention &p, int b, int h, int t, int s) {
     const int64_t *stride = p.mask_stride;
     return p.mask[b * stride[0] + h * stride[1] + t * stride[2] + s * stride[3]];
-}
-
-/* ---- numbers ---- */
-
-/* 2^x to two units in the last place; 2^-inf = 0. */
-static __device__ __forceinline__ float fast_exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 template <typename T>

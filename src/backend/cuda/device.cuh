@@ -45,6 +45,16 @@ template <> __device__ __forceinline__ __half from_f32<__half>(float x) {
     return __float2half_rn(x);
 }
 
+#define LOG2_E 1.4426950408889634f
+#define LN_2   0.6931471805599453f
+
+/* 2^x to two units in the last place; 2^-inf = 0. */
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* N elements that are loaded and stored at once; aligned to N · sizeof(T), at most 16 bytes. */
 template <typename T, int N> struct alignas(sizeof(T) * N) pack { T at[N]; };
 template <typename T> constexpr int pack_size = 16 / (int)sizeof(T);

@@ -2,7 +2,7 @@
 #ifndef TAPER_BACKEND_CUDA_LINEAR_CROSS_ENTROPY_CUH
 #define TAPER_BACKEND_CUDA_LINEAR_CROSS_ENTROPY_CUH
 
-#include "backend/cuda/device.cuh"
+#include "backend/cuda/exponentials.cuh"
 
 struct slice_args {
     const int32_t *labels; /* of the block's first row */
@@ -29,11 +29,6 @@ template <> struct reach<__half> { static constexpr float lead = 10.0f, back = 6
 /* The reference for a row whose maximum, with this slice, is `top`. It stays -inf while there is nothing. */
 template <typename E> __device__ __forceinline__ float renewed(float reference, float top) {
     return top > reference + reach<E>::lead ? top - reach<E>::back : reference;
-}
-
-/* What exponents are taken against. */
-__device__ __forceinline__ float shift_of(float reference) {
-    return reference == -INFINITY ? 0.0f : reference;
 }
 
 /* ---- exponentials straight out of the product (linear_cross_entropy_hopper.cu) ---- */

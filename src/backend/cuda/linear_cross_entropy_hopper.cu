@@ -14,15 +14,6 @@ namespace {
 
 using tile_layout = layout<STRAIGHT_TILE, 16, false>;
 
-constexpr float LOG2_E = 1.4426950408889634f;
-
-/* 2^x to two units in the last place; 2^-inf = 0. */
-__device__ __forceinline__ float fast_exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* ---- how a tile of logits ends ---- */
 
 #if TPI_WGMMA
