@@ -2,8 +2,8 @@
 # CMakePresets.json.
 
 JOBS ?= $(shell nproc)
-# Tests and kernels share the processors: half as many tests at a time as there are processors.
-CTEST_JOBS ?= $(shell expr \( $(JOBS) + 1 \) / 2)
+# Tests and kernels share the processors: one test more at a time than half as many as there are processors.
+CTEST_JOBS ?= $(shell expr $(JOBS) / 2 + 1)
 FUZZ_SECONDS ?= 600
 # Where the peers of the benchmarks live; empty: the user's cache folder.
 export PEERS
