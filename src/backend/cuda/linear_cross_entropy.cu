@@ -105,12 +105,11 @@ loss_plan plan_of(const tpi_step *step, bool straight) {
     plan.slope = !grad && !(step->optional_missing >> SLOPE & 1) && plan.features > 0;
     plan.converts_h = h->dtype != plan.type, plan.converts_w = w->dtype != plan.type;
     plan.bytes = TPI_PRODUCT_WORKSPACE;
-    plan.logits = take(&plan, plan.block * plan.first, sizeof(float));
-    if (plan.straight) { /* the logits' place is the exponentials', too */
-        plan.bytes = plan.logits;
-        take(&plan, plan.block * (plan.slice > 2 * FIRST ? plan.slice : 2 * FIRST), 2);
+    const int64_t logits = plan.first * 4,
+                  exponentials = plan.straight ? plan.slice * 2 : 0; /* bytes a row */
+    plan.logits = take(&plan, plan.block, (size_t)(logits > exponentials ? logits : exponentials));
+    if (plan.straight)
         plan.parts = take(&plan, plan.block * tpi_div_up(plan.slice, STRAIGHT_TILE), sizeof(float2));
-    }
     if (plan.converts_h) plan.h = take(&plan, plan.block * plan.features, sizeof(float));
     if (plan.converts_w) plan.w = take(&plan, plan.slice * plan.features, sizeof(float));
     if (!grad) plan.state = take(&plan, 3 * plan.block, sizeof(float));

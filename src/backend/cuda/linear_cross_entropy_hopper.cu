@@ -12,7 +12,7 @@
 
 namespace {
 
-using tile_layout = layout<STRAIGHT_TILE, 16, false>;
+using L = layout<STRAIGHT_TILE, 16, false>;
 
 /* ---- how a tile of logits ends ---- */
 
@@ -144,7 +144,6 @@ bool straight_fits(const tpi_cuda *cuda, const straight_slice &slice, int64_t fe
 }
 
 tp_status take_straight(const tpi_launch *launch, const straight_slice &slice, const slice_args &args) {
-    using L = tile_layout;
     const encode_fn f = encoder();
     const int64_t features = args.features;
     lora_job job = {};

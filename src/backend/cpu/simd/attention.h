@@ -42,6 +42,15 @@ static inline attention attention_of(const tpi_launch *launch) {
     return p;
 }
 
+/* A launch of the step whose operands lie nowhere, to ask sizes of; `sized` is its step. */
+static inline tpi_launch launch_nowhere(const tpi_step *step, tpi_step *sized) {
+    static const uint32_t slots[16];
+    static void *const none[1];
+    *sized = *step;
+    sized->slots = slots;
+    return (tpi_launch){sized, none, NULL, NULL};
+}
+
 /* The first `rows` operands are [B, T or S, heads, D] floats with contiguous features; start, lengths and
  * mask lie plainly. */
 static inline bool attention_plain(const tpi_step *step, int rows) {
@@ -161,6 +170,15 @@ static inline void panels_product(int64_t rows, int64_t n, int64_t k, const floa
                                   int64_t pitch, float *c, int64_t ld, bool accumulate) {
     for (int64_t j = 0; j < n; j += NR)
         GEMM_PANEL(rows, least(NR, n - j), k, a, b + j / NR * pitch, NR, NULL, c + j, ld, accumulate);
+}
+
+/* n rows of f32, ld apart, to rows first, first + step, ... of an output, if it is wanted. */
+static inline void write_rows(const attention *p, int output, const float *rows, int64_t ld, int64_t n,
+                              int64_t first, int64_t step) {
+    void *out = tpi_out(p->launch, output);
+    int dtype = tpi_out_operand(p->launch->step, output)->dtype;
+    for (int64_t r = 0; r < n && out; r++)
+        TPI_SIMD(from_f32)(rows + r * ld, out, dtype, (first + r * step) * p->size, p->size);
 }
 
 #endif

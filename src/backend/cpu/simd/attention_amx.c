@@ -30,11 +30,8 @@ ACCEPTS(attention_accepts) {
 }
 
 SCRATCH(attention_scratch) {
-    const uint32_t slots[16] = {0};
-    void *none[1] = {NULL};
-    tpi_step sized = *step;
-    sized.slots = slots;
-    tpi_launch launch = {&sized, none, NULL, NULL};
+    tpi_step sized;
+    const tpi_launch launch = launch_nowhere(step, &sized);
     forward f = forward_of(&launch);
     return (size_t)(f.p.batches * f.p.groups * f.group_size + f.thread_size * threads) * sizeof(float);
 }

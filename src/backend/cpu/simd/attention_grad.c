@@ -30,11 +30,8 @@ ACCEPTS(attention_grad_accepts) {
 }
 
 SCRATCH(attention_grad_scratch) {
-    const uint32_t slots[16] = {0};
-    void *none[1] = {NULL};
-    tpi_step sized = *step;
-    sized.slots = slots;
-    tpi_launch launch = {&sized, none, NULL, NULL};
+    tpi_step sized;
+    const tpi_launch launch = launch_nowhere(step, &sized);
     backward w = backward_of(&launch);
     const attention *p = &w.p;
     int64_t floats =
@@ -162,10 +159,7 @@ static void head_task(const void *job, int64_t i, int thread) {
         visible_keys(p, k.b, k.t + k.rows - 1, &ignored, &end);
         for (int64_t base = first / KEYS * KEYS; base < end; base += KEYS)
             key_block(w, &k, base, least(KEYS, end - base), dk, dv);
-        void *dq = tpi_out(p->launch, 0);
-        for (int64_t r = 0; r < k.rows && dq; r++) TPI_SIMD(from_f32)
-        (k.dq + r * w->d, dq, tpi_out_operand(p->launch->step, 0)->dtype,
-         ((k.b * p->queries + k.t + r) * p->heads + k.h) * p->size, p->size);
+        write_rows(p, 0, k.dq, w->d, k.rows, (k.b * p->queries + k.t) * p->heads + k.h, p->heads);
     }
 }
 
@@ -176,14 +170,11 @@ static void join_task(const void *job, int64_t i, int thread) {
     const attention *p = &w->p;
     int64_t g = i % p->groups, b = i / p->groups, share = p->heads / p->groups;
     for (int k = 0; k < 2; k++) {
-        void *out = tpi_out(p->launch, 1 + k);
         float *total = w->sums + (b * p->heads + g * share) * w->head_size + k * (w->head_size / 2);
-        for (int64_t h = 1; h < share && out; h++)
+        for (int64_t h = 1; h < share && tpi_out(p->launch, 1 + k); h++)
             for (int64_t j = 0; j < p->keys * w->d; j += VW)
                 v_store(total + j, v_load(total + j) + v_load(total + h * w->head_size + j));
-        for (int64_t s = 0; s < p->keys && out; s++) TPI_SIMD(from_f32)
-        (total + s * w->d, out, tpi_out_operand(p->launch->step, 1 + k)->dtype,
-         ((b * p->keys + s) * p->groups + g) * p->size, p->size);
+        write_rows(p, 1 + k, total, w->d, p->keys, b * p->keys * p->groups + g, p->groups);
     }
 }
 

@@ -34,11 +34,8 @@ ACCEPTS(attention_grad_accepts) {
 }
 
 SCRATCH(attention_grad_scratch) {
-    const uint32_t slots[16] = {0};
-    void *none[1] = {NULL};
-    tpi_step sized = *step;
-    sized.slots = slots;
-    tpi_launch launch = {&sized, none, NULL, NULL};
+    tpi_step sized;
+    const tpi_launch launch = launch_nowhere(step, &sized);
     backward w = backward_of(&launch);
     const attention *p = &w.p;
     int64_t floats =
@@ -150,14 +147,6 @@ static void key_block(const backward *w, const block *k, int64_t base, int64_t n
     pack_left(rounded(k->ds), k->rows, n, k->packed);
     multiply(k->rows, size, words_of(n), k->packed, g.k + base / 2 * EDGE, w->keys / 2 * EDGE, k->dq, w->d,
              true);
-}
-
-static void write_rows(const attention *p, int output, const float *rows, int64_t ld, int64_t n,
-                       int64_t first, int64_t step) {
-    void *out = tpi_out(p->launch, output);
-    int dtype = tpi_out_operand(p->launch->step, output)->dtype;
-    for (int64_t r = 0; r < n && out; r++)
-        TPI_SIMD(from_f32)(rows + r * ld, out, dtype, (first + r * step) * p->size, p->size);
 }
 
 static void head_task(const void *job, int64_t i, int thread) {
