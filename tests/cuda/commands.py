@@ -62,14 +62,14 @@ def train(out, iters, device, *more, env=None):
     return taper(*TRAIN, "-o", out, "--iters", iters, "--device", device, *more, env=env)
 
 
-def f32(device):
-    return ["--base-dtype", "f32"] if device.startswith("cuda") else []
+def f32():
+    return ["--base-dtype", "f32"]
 
 
 def runs_on_either_device(folder):
     """The same losses; and a run that is interrupted goes on on the other device."""
     for device in ("cpu", "cuda"):
-        done = train(folder / device, 12, device, *f32(device), "--save-every", 6)
+        done = train(folder / device, 12, device, *f32(), "--save-every", 6)
         check(done[0] == 0, f"training on {device}: {done[1]}")
     same_losses(folder / "cuda", folder / "cpu", "trained on cuda and cpu")
     for first, second in (("cpu", "cuda"), ("cuda", "cpu")):
@@ -79,7 +79,7 @@ def runs_on_either_device(folder):
         check(len(later) > 0, "no checkpoint at the end")
         for path in later:
             shutil.rmtree(path)
-        done = train(out, 12, second, *f32(second), "--save-every", 6, "--resume")
+        done = train(out, 12, second, *f32(), "--save-every", 6, "--resume")
         check(done[0] == 0, f"resuming on {second}: {done[1]}")
         same_losses(out, folder / "cpu", f"begun on {first}, ended on {second}")
 

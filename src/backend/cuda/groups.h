@@ -23,7 +23,7 @@ extern "C" {
 typedef uint32_t tpi_cuda_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                                 tp_status *status);
 tpi_cuda_group tpi_cuda_adamw_group, tpi_cuda_thin_group, tpi_cuda_row_group, tpi_cuda_norm_group,
-    tpi_cuda_gated_group, tpi_cuda_layer_group, tpi_cuda_decode_group;
+    tpi_cuda_gated_group, tpi_cuda_layer_group, tpi_cuda_decode_group, tpi_cuda_rope_group;
 
 /* A step's operands where they lie in this run. */
 static inline const void *tpi_bound_in(const tpi_bound *bound, const tpi_step *step, int k) {

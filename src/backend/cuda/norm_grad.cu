@@ -1,8 +1,8 @@
 /* Gradients of rms_norm and layer_norm.
  *
  * With x̂ = (x - mean)·r the normed row and g = dy·weight: dx = r·(g - mean(g) - x̂·mean(g·x̂)), without the
- * means of rms_norm. Rows of x and dy stay in registers: each is read once. With frozen weights that is all;
- * the norm that a plan makes again just before, and what is added to dx just behind, go the same way.
+ * means of rms_norm. Rows stay in registers: each is read once, at the beginning. With frozen weights that is
+ * all; the norm that a plan makes again just before, and what is added to dx just behind, go the same way.
  * Else mean and r of each row are kept, and dweight = Σ rows dy·x̂ and dbias = Σ rows dy are added up in two
  * stages: shares of the rows, then the shares in order. */
 #include "backend/cuda/early.cuh"
@@ -37,8 +37,9 @@ __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
-    const row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
-    const row_packs<T, VEC, PACKS> dy(static_cast<const T *>(args.dy) + first, packs);
+    row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
+    row_packs<T, VEC, PACKS> dy(static_cast<const T *>(args.dy) + first, packs);
+    const row_packs<T, VEC, PACKS> added(static_cast<const T *>(args.added) + first, args.added ? packs : 0);
     float mean = 0.0f, squares = 0.0f, g_sum = 0.0f, gx_sum = 0.0f;
     if (args.centred) {
         each_pack<PACKS>(packs, [&](int p, int i) {
@@ -63,15 +64,15 @@ __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     const float n = (float)args.n, r = rsqrtf(row_reduce<add_of>(squares, cells) / n + args.eps);
     const float along = row_reduce<add_of>(gx_sum, cells) / n * r * r;
     const float across = args.centred ? row_reduce<add_of>(g_sum, cells) / n : 0.0f;
+    x.forget_floats(), dy.forget_floats();
     values *dx = reinterpret_cast<values *>(static_cast<T *>(args.dx) + first);
     values *y = reinterpret_cast<values *>(static_cast<T *>(args.y) + first);
-    const values *added = reinterpret_cast<const values *>(static_cast<const T *>(args.added) + first);
     each_pack<PACKS>(packs, [&](int p, int i) {
         const values v = x.get(p, i), dv = dy.get(p, i);
         float weight[VEC];
         values out, again, more = {};
         read(args.weight, i * VEC, 1.0f, weight);
-        if (args.added) more = added[i];
+        if (args.added) more = added.get(p, i);
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
             const float g = to_f32(dv.at[j]) * weight[j], centred = to_f32(v.at[j]) - mean;

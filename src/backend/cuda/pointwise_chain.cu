@@ -16,7 +16,9 @@
 
 namespace {
 
-#define PACK        8         /* elements a thread, where the operands allow it */
+#define PACK        8         /* elements a thread, where the operands allow it; */
+#define LONG_PACK   16        /* or, so that an instruction is read for more of them, */
+#define MANY        (1 << 21) /* from so many elements on */
 #define SMALL       (1 << 16) /* elements for which copying a strided input is not worth a launch */
 #define CELLS_BYTES (48 << 10)
 
@@ -41,11 +43,11 @@ struct program {
 
 /* ---- cells: V elements a thread ---- */
 
-/* Cell `cell` of this thread, in one or two pieces that lie beside those of its neighbours, so that accesses
- * of 16 bytes meet no conflict. */
+/* Cell `cell` of this thread, in pieces of up to 16 bytes that lie beside those of its neighbours, so that
+ * accesses meet no conflict. */
 template <int V> __device__ __forceinline__ char *piece_of(int cell, int piece) {
     extern __shared__ __align__(16) char cells[];
-    constexpr int pieces = V > 4 ? 2 : 1, bytes = 4 * V / pieces;
+    constexpr int pieces = V > 4 ? V / 4 : 1, bytes = 4 * V / pieces;
     return cells + ((cell * pieces + piece) * (int)blockDim.x + (int)threadIdx.x) * bytes;
 }
 
@@ -229,8 +231,11 @@ tp_status tpi_cuda_run_chain(const tpi_launch *launch) {
     p.out_dtype = y->dtype;
     for (int k = 0; k < p.n_in; k++) p.in[k] = tpi_in(launch, k), p.dtype[k] = step->operands[k].dtype;
     const bool packed = can_pack(launch, p.at, PACK);
+    const bool more = y->count >= MANY && can_pack(launch, p.at, LONG_PACK);
     const int cells = compile(&chain, &p);
     seal(&p.at);
+    if (more && 64 * cells * LONG_PACK * (int)sizeof(float) <= CELLS_BYTES)
+        return start<LONG_PACK>(launch, p, cells);
     return packed ? start<PACK>(launch, p, cells) : start<1>(launch, p, cells);
 }
 

@@ -70,9 +70,9 @@ static capture *capture_of(replay *r, const tpi_bound *bound) {
 /* The steps from i on that are one launch. */
 static uint32_t launch_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t i,
                              tp_status *status) {
-    static tpi_cuda_group *const groups[] = {tpi_cuda_adamw_group, tpi_cuda_thin_group,  tpi_cuda_row_group,
-                                             tpi_cuda_norm_group,  tpi_cuda_gated_group, tpi_cuda_layer_group,
-                                             tpi_cuda_decode_group};
+    static tpi_cuda_group *const groups[] = {
+        tpi_cuda_adamw_group, tpi_cuda_thin_group,  tpi_cuda_row_group,    tpi_cuda_norm_group,
+        tpi_cuda_gated_group, tpi_cuda_layer_group, tpi_cuda_decode_group, tpi_cuda_rope_group};
     uint32_t taken = 0;
     for (size_t k = 0; k < sizeof groups / sizeof *groups && taken == 0; k++)
         taken = groups[k](launch, bound, i, status);

@@ -1,10 +1,12 @@
 /* Rotary embedding (Su et al. 2021).
  *
  * A block has a few tokens. Their sines and cosines are computed once, into shared memory, and turn all heads
- * of the tokens. The work of a thread is two packs of features, which are VEC pairs in either layout;
- * features that are not turned are copied. x may have any strides. */
-#include "backend/cuda/early.cuh"
+ * of the tokens; queries' and keys' in one launch where they follow each other in a plan. The work of a
+ * thread is two packs of features, which are VEC pairs in either layout; features that are not turned are
+ * copied. x may have any strides. */
 #include "backend/cuda/device.cuh"
+#include "backend/cuda/early.cuh"
+#include "backend/cuda/groups.h"
 #include "taper/ops.h"
 
 namespace {
@@ -12,17 +14,24 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int ANGLES = 1024; /* most that a block's table has room for */
 
-struct rope_args {
+/* Heads that are turned: [batch, length, heads, features]. */
+struct rope_heads {
     const void *x;
     void *y;
+    int64_t x_stride[4];
+    int heads;
+};
+
+struct rope_args {
+    rope_heads of[2]; /* the second may have none */
     const int32_t *positions;
     const float *frequencies;
-    int64_t x_stride[4], position_stride[2], frequency_stride;
-    int tokens, length; /* all of them; of a sequence */
-    int heads, features, turned;
-    int in_block;       /* tokens of a block */
-    int pairs, units;   /* packs of pairs of a head; and with the packs that are copied */
-    int units_in_block; /* of a head: blocks of a grid's second dimension share them */
+    int64_t position_stride[2], frequency_stride;
+    int tokens, length;          /* all of them; of a sequence */
+    int heads, features, turned; /* heads: all */
+    int in_block;                /* tokens of a block */
+    int pairs, units;            /* packs of pairs of a head; and with the packs that are copied */
+    int units_in_block;          /* of a head: blocks of a grid's second dimension share them */
     bool inverse;
 };
 
@@ -86,19 +95,22 @@ __global__ void __launch_bounds__(THREADS) rope_tokens(const rope_args args) {
     fill_table<VEC>(args, first, tokens, unit, units, table);
     __syncthreads();
     for (int k = threadIdx.x; k < tokens * args.heads * units; k += THREADS) {
-        const int local = k % units, head = k / units % args.heads, token = k / units / args.heads;
+        const int local = k % units, any = k / units % args.heads, token = k / units / args.heads;
+        const bool second = any >= args.of[0].heads;
+        const rope_heads &o = args.of[second];
+        const int head = any - (second ? args.of[0].heads : 0);
         const place at = place_of(args, first + token);
-        const T *x = static_cast<const T *>(args.x) + at.b * args.x_stride[0] + at.t * args.x_stride[1] +
-                     head * args.x_stride[2];
-        T *y = static_cast<T *>(args.y) + ((int64_t)(first + token) * args.heads + head) * args.features;
+        const T *x =
+            static_cast<const T *>(o.x) + at.b * o.x_stride[0] + at.t * o.x_stride[1] + head * o.x_stride[2];
+        T *y = static_cast<T *>(o.y) + ((int64_t)(first + token) * o.heads + head) * args.features;
         const int u = unit + local, over = 2 * args.turned + (u - args.pairs) * VEC;
         const int a = u >= args.pairs ? over
                       : HALF          ? u * VEC
                                       : 2 * u * VEC,
                   b = HALF ? a + args.turned : a + VEC;
-        pack<T, VEC> p = read_features<T, VEC>(x, a, args.x_stride[3]), q;
+        pack<T, VEC> p = read_features<T, VEC>(x, a, o.x_stride[3]), q;
         if (u < args.pairs) {
-            q = read_features<T, VEC>(x, b, args.x_stride[3]);
+            q = read_features<T, VEC>(x, b, o.x_stride[3]);
             turn<T, VEC, HALF>(p, q, table + (token * units + local) * VEC);
             *reinterpret_cast<pack<T, VEC> *>(y + b) = q;
         }
@@ -128,24 +140,38 @@ template <typename T, int VEC> void launch_tokens(const tpi_launch *launch, rope
 
 /* Whether all packs of `size` lie where they can be read at once. */
 bool in_packs(const rope_args &args, int size) {
-    bool all = ((uintptr_t)args.x | (uintptr_t)args.y) % 16 == 0 && args.x_stride[3] == 1;
-    for (int d = 0; d < 3; d++) all = all && args.x_stride[d] % size == 0;
-    return all && args.turned % size == 0 && args.features % size == 0;
+    bool all = args.turned % size == 0 && args.features % size == 0;
+    for (const rope_heads &o : args.of) {
+        if (o.heads == 0) continue;
+        all = all && ((uintptr_t)o.x | (uintptr_t)o.y) % 16 == 0 && o.x_stride[3] == 1;
+        for (int d = 0; d < 3; d++) all = all && o.x_stride[d] % size == 0;
+    }
+    return all;
 }
 
-tp_status rope(const tpi_launch *launch) {
+rope_heads heads_of(const tpi_launch *launch) {
+    const tpi_operand *x = tpi_in_operand(launch->step, 0);
+    rope_heads o = {};
+    o.x = tpi_in(launch, 0), o.y = tpi_out(launch, 0);
+    for (int d = 0; d < 4; d++) o.x_stride[d] = x->stride[d];
+    o.heads = (int)x->shape[2];
+    return o;
+}
+
+/* The launch's step, and what follows it if that is not NULL. */
+tp_status turn_heads(const tpi_launch *launch, const tpi_launch *next) {
     const tpi_operand *x = tpi_in_operand(launch->step, 0), *positions = tpi_in_operand(launch->step, 1);
     const tpi_operand *frequencies = tpi_in_operand(launch->step, 2);
-    if (x->count == 0) return TP_OK;
     rope_args args = {};
-    args.x = tpi_in(launch, 0), args.y = tpi_out(launch, 0);
+    args.of[0] = heads_of(launch);
+    if (next) args.of[1] = heads_of(next);
     args.positions = static_cast<const int32_t *>(tpi_in(launch, 1));
     args.frequencies = static_cast<const float *>(tpi_in(launch, 2));
-    for (int d = 0; d < 4; d++) args.x_stride[d] = x->stride[d];
     for (int d = 0; d < 2; d++) args.position_stride[d] = positions->stride[d];
     args.frequency_stride = frequencies->stride[0];
     args.tokens = (int)(x->shape[0] * x->shape[1]), args.length = (int)x->shape[1];
-    args.heads = (int)x->shape[2], args.features = (int)x->shape[3], args.turned = (int)frequencies->shape[0];
+    args.heads = args.of[0].heads + args.of[1].heads;
+    args.features = (int)x->shape[3], args.turned = (int)frequencies->shape[0];
     args.inverse = static_cast<const tpi_attr_rope *>(launch->step->attr)->inverse != 0;
     TPI_FLOAT_DTYPE(x->dtype, T, {
         if (in_packs(args, pack_size<T>))
@@ -156,12 +182,61 @@ tp_status rope(const tpi_launch *launch) {
     return tpi_cuda_launched(launch);
 }
 
+tp_status rope(const tpi_launch *launch) {
+    return tpi_in_operand(launch->step, 0)->count > 0 ? turn_heads(launch, nullptr) : TP_OK;
+}
+
 bool accepts(const tpi_step *step) {
     const tpi_operand *x = tpi_in_operand(step, 0), *y = tpi_out_operand(step, 0);
     return tpi_is_float(x) && y->contiguous && y->dtype == x->dtype;
 }
 
+/* ---- queries and keys ---- */
+
+bool same_angles(const tpi_bound *bound, const tpi_step *a, const tpi_step *b) {
+    const tpi_attr_rope *p = static_cast<const tpi_attr_rope *>(a->attr),
+                        *q = static_cast<const tpi_attr_rope *>(b->attr);
+    if (p->layout != q->layout || p->inverse != q->inverse) return false;
+    for (int k = 1; k < 3; k++) {
+        const tpi_operand *m = tpi_in_operand(a, k), *n = tpi_in_operand(b, k);
+        if (tpi_bound_in(bound, a, k) != tpi_bound_in(bound, b, k)) return false;
+        for (int d = 0; d < m->rank; d++)
+            if (m->shape[d] != n->shape[d] || m->stride[d] != n->stride[d]) return false;
+    }
+    return true;
+}
+
+/* Whether the tensors differ in their heads alone. */
+bool alike(const tpi_operand *a, const tpi_operand *b) {
+    for (int d = 0; d < 4; d++)
+        if (d != 2 && a->shape[d] != b->shape[d]) return false;
+    return a->dtype == b->dtype && a->count > 0 && b->count > 0;
+}
+
+/* Whether neither writes what the other reads or writes. */
+bool apart(const tpi_bound *bound, const tpi_step *a, const tpi_step *b) {
+    const tpi_range y[2] = {tpi_range_of_output(bound, a, 0), tpi_range_of_output(bound, b, 0)};
+    for (int k = 0; k < a->n_in; k++)
+        if (!tpi_apart(y[1], tpi_range_of_input(bound, a, k)) ||
+            !tpi_apart(y[0], tpi_range_of_input(bound, b, k)))
+            return false;
+    return tpi_apart(y[0], y[1]);
+}
+
 } // namespace
+
+extern "C" uint32_t tpi_cuda_rope_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
+                                        tp_status *status) {
+    const tpi_step *step = launch->step;
+    if (first + 1 >= bound->n_steps || step->kernel->run != rope) return 0;
+    tpi_launch next = *launch;
+    next.step = &bound->steps[first + 1];
+    if (next.step->kernel->run != rope || !same_angles(bound, step, next.step) ||
+        !alike(tpi_in_operand(step, 0), tpi_in_operand(next.step, 0)) || !apart(bound, step, next.step))
+        return 0;
+    *status = turn_heads(launch, &next);
+    return 2;
+}
 
 extern "C" const tpi_kernel_entry tpi_cuda_rope[] = {
     {TPI_ROPE, {"cuda", rope, accepts, NULL}},

@@ -95,7 +95,22 @@ template <typename T, int VEC, int PACKS> struct row_packs {
         : from(reinterpret_cast<const pack<T, VEC> *>(row)) {
         if constexpr (PACKS > 0) each_pack<PACKS>(packs, [&](int p, int i) { held[p] = from[i]; });
     }
-    __device__ __forceinline__ pack<T, VEC> get(int p, int i) const { return PACKS > 0 ? held[p] : from[i]; }
+    /* Makes the compiler convert the row anew, not keep its floats, which take twice the registers. */
+    __device__ __forceinline__ void forget_floats() {
+        static_assert(PACKS == 0 || sizeof held[0] == sizeof(uint4), "a pack is four words");
+        if constexpr (PACKS > 0) {
+#pragma unroll
+            for (pack<T, VEC> &p : held) {
+                uint4 words;
+                memcpy(&words, &p, sizeof words);
+                asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
+                memcpy(&p, &words, sizeof words);
+            }
+        }
+    }
+    __device__ __forceinline__ pack<T, VEC> get(int p, int i) const {
+        return PACKS > 0 ? held[p] : from[i];
+    }
 };
 
 #endif
