@@ -145,7 +145,7 @@ void limits_close(limits *l) {
 }
 
 int limits_threads(const limits *l) {
-    return tpi_threads_count(l->threads);
+    return tpi_threads_parts(l->threads);
 }
 
 /* ---- jobs ---- */

@@ -95,7 +95,7 @@ bool case_run_prepare(case_run *run, const tpi_kernel *kernel, tpi_threads *thre
     int scratch = run->instance->n_in + run->instance->n_out;
     if (kernel->accepts && !kernel->accepts(&run->step)) return false;
     run->step.kernel = kernel;
-    run->step.scratch = kernel->scratch ? kernel->scratch(&run->step, tpi_threads_count(threads)) : 0;
+    run->step.scratch = kernel->scratch ? kernel->scratch(&run->step, tpi_threads_parts(threads)) : 0;
     run->slots[scratch] = (uint32_t)scratch;
     return true;
 }

@@ -89,7 +89,7 @@ static inline void begin(trial *t, tpi_op op, int n_in, int n_out, const void *a
 
 static inline tp_status launch(trial *t, const tpi_kernel *kernel, void **data, tpi_threads *threads) {
     t->step.kernel = kernel;
-    size_t scratch = kernel->scratch ? kernel->scratch(&t->step, tpi_threads_count(threads)) : 0;
+    size_t scratch = kernel->scratch ? kernel->scratch(&t->step, tpi_threads_parts(threads)) : 0;
     void *space = tpi_aligned_alloc(scratch);
     memset(space, 0xff, scratch);
     data[t->step.n_in + t->step.n_out] = space;

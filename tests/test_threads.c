@@ -27,7 +27,7 @@ static void tick(void *arg, int index, int count) {
 }
 
 static void run_jobs(tpi_threads *pool, int jobs, int sleep_every) {
-    tally t = {.count = tpi_threads_count(pool)};
+    tally t = {.count = tpi_threads_parts(pool)};
     for (int j = 1; j <= jobs; j++) {
         tpi_parallel(pool, tick, &t);
         for (int i = 0; i < t.count; i++)
@@ -41,7 +41,7 @@ Test(threads, each_index_runs_once) {
     for (int count = 1; count <= 5; count++) {
         tpi_threads *pool;
         cr_assert_eq(tpi_threads_create(&pool, count), TP_OK);
-        cr_assert_eq(tpi_threads_count(pool), count);
+        cr_assert_eq(tpi_threads_parts(pool), count);
         run_jobs(pool, 2000, 0);
         run_jobs(pool, 60, 3);
         tpi_threads_destroy(pool);
@@ -53,7 +53,7 @@ Test(threads, parts_apart_from_threads) {
         for (int parts = 1; parts <= 16; parts += 5) {
             tpi_threads *pool;
             cr_assert_eq(tpi_threads_create_split(&pool, threads, parts), TP_OK);
-            cr_assert_eq(tpi_threads_count(pool), parts);
+            cr_assert_eq(tpi_threads_parts(pool), parts);
             cr_assert_eq(tpi_threads_running(pool), threads);
             run_jobs(pool, 500, 100);
             tpi_threads_destroy(pool);

@@ -21,7 +21,7 @@ static int run_jobs(tpi_threads *pool, int jobs) {
     int wrong = 0;
     for (long j = 1; j <= jobs; j++) {
         tpi_parallel(pool, tick, calls);
-        for (int i = 0; i < tpi_threads_count(pool); i++) wrong += calls[i] != j;
+        for (int i = 0; i < tpi_threads_parts(pool); i++) wrong += calls[i] != j;
         if (j % 50 == 0) usleep(300); /* long enough for the workers to fall asleep */
     }
     return wrong;

@@ -217,7 +217,7 @@ void tpi_threads_destroy(tpi_threads *pool) {
     tpi_free(pool);
 }
 
-int tpi_threads_count(const tpi_threads *pool) {
+int tpi_threads_parts(const tpi_threads *pool) {
     return pool->count;
 }
 

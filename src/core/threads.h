@@ -19,7 +19,7 @@ tp_status tpi_threads_create(tpi_threads **out, int count);
 /* The parts of a job apart from the threads, of which no more than there are parts find work. */
 tp_status tpi_threads_create_split(tpi_threads **out, int threads, int parts);
 void tpi_threads_destroy(tpi_threads *threads);
-int tpi_threads_count(const tpi_threads *threads);   /* parts: what kernels divide their work by */
+int tpi_threads_parts(const tpi_threads *threads);   /* what kernels divide their work by */
 int tpi_threads_running(const tpi_threads *threads); /* threads that do them */
 
 /* Binds thread `number`, from 1 on, to a processor; the caller's thread, number 0, is its own business. */

@@ -36,7 +36,7 @@ static uint32_t highest_wanted(const tp_graph *graph, const tpi_order *order) {
 static uint64_t header_word(const tp_graph *graph, const tpi_order *order, size_t i, uint32_t top) {
     if (i == 0) return (uint64_t)order->n_outputs << 32 | graph->assigned_count;
     if (i == 1)
-        return (uint64_t)graph->context->fusions << 32 | (uint64_t)tpi_threads_count(graph->context->threads);
+        return (uint64_t)graph->context->fusions << 32 | (uint64_t)tpi_threads_parts(graph->context->threads);
     return top - wanted(graph, order, i - 2);
 }
 

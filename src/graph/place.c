@@ -74,7 +74,7 @@ static tp_status append_copy(tpi_ir *ir, uint32_t value, uint32_t *out) {
     while (kernel->accepts && !kernel->accepts(&step)) kernel++;
     ir->insts[i].kernel = kernel;
     ir->insts[i].scratch =
-        kernel->scratch ? kernel->scratch(&step, tpi_threads_count(ir->context->threads)) : 0;
+        kernel->scratch ? kernel->scratch(&step, tpi_threads_parts(ir->context->threads)) : 0;
     return TP_OK;
 }
 

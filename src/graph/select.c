@@ -20,7 +20,7 @@ static const tpi_kernel *first_accepting(const tpi_kernel *candidates, const tpi
 }
 
 static size_t scratch_of(const tpi_ir *ir, const tpi_kernel *kernel, const tpi_step *step) {
-    return kernel->scratch ? kernel->scratch(step, tpi_threads_count(ir->context->threads)) : 0;
+    return kernel->scratch ? kernel->scratch(step, tpi_threads_parts(ir->context->threads)) : 0;
 }
 
 static tp_status no_kernel(const tpi_ir *ir, const tpi_inst *inst) {

@@ -129,7 +129,7 @@ static void run_rows(void *arg, int index, int count) {
 void tpi_for_rows(const tpi_launch *launch, int64_t rows, int64_t work, tpi_rows_fn fn) {
     if (rows <= 0) return;
     int64_t least = work >= WORK_A_PIECE ? 1 : WORK_A_PIECE / (work < 1 ? 1 : work);
-    int64_t pieces = rows / least, threads = tpi_threads_count(launch->threads);
+    int64_t pieces = rows / least, threads = tpi_threads_parts(launch->threads);
     if (pieces > threads) pieces = threads;
     if (pieces <= 1) {
         fn(launch, 0, rows, 0);

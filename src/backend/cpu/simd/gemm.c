@@ -200,7 +200,7 @@ static void divide_slab(slab *s, int64_t threads) {
 
 static void run_slab(tpi_threads *threads, slab *s) {
     run_tasks(threads, ceil_div(s->n1 - s->n0 - s->in_place, PANELS * s->tiling->columns), pack_panels, s);
-    divide_slab(s, threads ? tpi_threads_count(threads) : 1);
+    divide_slab(s, threads ? tpi_threads_parts(threads) : 1);
     run_tasks(threads, ceil_div(s->m1 - s->m0, s->rows) * s->across, pass_block, s);
 }
 
@@ -257,7 +257,7 @@ static void multiply(tpi_threads *threads, const tpi_gemm *g, const tpi_tiling *
     bool resident = tiling->resident && !threads;
     bool kept = !resident || k > size.depth; /* sums of all columns, for a later task or slab */
     s.left = left_floats(tiling, size);
-    s.b = s.a + s.left * (threads ? tpi_threads_count(threads) : 1);
+    s.b = s.a + s.left * (threads ? tpi_threads_parts(threads) : 1);
     s.spread = s.direct || kept;
     s.ld = s.direct ? g->rs : kept ? size.columns : tiling->columns;
     int64_t rows = s.direct && !resident ? m1 - m0 : size.rows, columns = kept ? size.columns : n1 - n0;

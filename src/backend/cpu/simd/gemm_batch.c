@@ -64,7 +64,7 @@ static bool shared(const tpi_gemm *g, int64_t batch, int64_t count) {
 void TPI_SIMD(gemm_batch)(tpi_threads *threads, const tpi_gemm *g, int64_t batch,
                           void (*describe)(const void *arg, int64_t i, tpi_gemm *g), const void *arg,
                           float *scratch) {
-    int64_t count = tpi_threads_count(threads);
+    int64_t count = tpi_threads_parts(threads);
     if (shared(g, batch, count)) {
         for (int64_t i = 0; i < batch; i++) {
             tpi_gemm item = *g;

@@ -105,7 +105,7 @@ static int64_t room_for(int dtype, int64_t floats) {
 
 static loss_job job_of(const tpi_launch *launch) {
     const tpi_operand *w = tpi_in_operand(launch->step, W);
-    loss_job job = sizes_of(launch->step, tpi_threads_count(launch->threads));
+    loss_job job = sizes_of(launch->step, tpi_threads_parts(launch->threads));
     job.launch = launch;
     job.w = (tpi_matrix){tpi_in(launch, W), w->stride[0], w->stride[1], w->dtype};
     float *h = tpi_scratch(launch);
@@ -113,7 +113,7 @@ static loss_job job_of(const tpi_launch *launch) {
     job.h = (tpi_matrix){h, room_for(dtype, job.pitch), 1, dtype};
     job.factor = BF16_PRODUCTS && dtype == TP_BF16 && w->dtype == TP_BF16 ? TP_BF16 : TP_F32;
     job.portions = h + job.block * job.pitch;
-    job.rows = (int64_t *)(void *)(job.portions + job.portion_floats * tpi_threads_count(launch->threads));
+    job.rows = (int64_t *)(void *)(job.portions + job.portion_floats * tpi_threads_parts(launch->threads));
     return job;
 }
 
@@ -231,7 +231,7 @@ static void write_slope(const loss_job *job, int64_t r, int64_t label, float own
     const tpi_matrix w = tpi_matrix_transposed(job->w);
     TPI_SIMD(pack_rows)(&w, label, 0, 1, job->features, column, job->pitch);
     FOR_VECTORS(j, n, job->features) v_put(slope, TP_F32, j, v_set(known) * row_get(column, j, n), n);
-    for (int t = 0; t < tpi_threads_count(job->launch->threads); t++) {
+    for (int t = 0; t < tpi_threads_parts(job->launch->threads); t++) {
         portion p = portion_of(job, t);
         const float *sums = p.sums + r * job->pitch;
         vf weight = v_set(weight_of(&p, r, lse));
@@ -244,7 +244,7 @@ static void write_slope(const loss_job *job, int64_t r, int64_t label, float own
 /* Joins the threads' parts of rows [begin, end) of the block, in the order of their columns. */
 static void join_rows(void *arg, int64_t begin, int64_t end) {
     const loss_job *job = arg;
-    int threads = tpi_threads_count(job->launch->threads);
+    int threads = tpi_threads_parts(job->launch->threads);
     float *losses = tpi_out(job->launch, LOSSES), *lses = tpi_out(job->launch, LSES);
     for (int64_t r = begin; r < end; r++) {
         int64_t row = job->rows[r], label = label_of(job, row);

@@ -192,6 +192,6 @@ void TPI_SIMD(lora_few)(tpi_threads *threads, const tpi_gemm *first, const tpi_g
         return;
     }
     tpi_parallel(threads, down, &f);
-    join(&f, tpi_threads_count(threads));
+    join(&f, tpi_threads_parts(threads));
     tpi_parallel(threads, up, &f);
 }

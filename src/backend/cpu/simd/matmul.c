@@ -217,8 +217,8 @@ static low_rank low_rank_of(const tpi_launch *launch, const tpi_gemm *g) {
     job.down.term[0] = (tpi_term){row_matrix(launch, 0), matrix(a, tpi_in(launch, k)), dim(a, 2)};
     job.up.term[job.up.terms++] =
         (tpi_term){{h, r, 1, TP_F32}, matrix(tpi_in_operand(step, k + 1), tpi_in(launch, k + 1)), r};
-    size_t all = TPI_SIMD(lora_scratch)(step, tpi_threads_count(launch->threads)) - (size_t)held;
-    job.stride = all / CACHE_LINE / (size_t)tpi_threads_count(launch->threads) * CACHE_LINE / sizeof(float);
+    size_t all = TPI_SIMD(lora_scratch)(step, tpi_threads_parts(launch->threads)) - (size_t)held;
+    job.stride = all / CACHE_LINE / (size_t)tpi_threads_parts(launch->threads) * CACHE_LINE / sizeof(float);
     return job;
 }
 
@@ -238,7 +238,7 @@ static void low_rank_rows(void *arg, int index, int count) {
 
 static void run_low_rank(const tpi_launch *launch, const tpi_gemm *g) {
     low_rank job = low_rank_of(launch, g);
-    if (g->terms == 0 && g->m >= ROWS_APART * tpi_threads_count(launch->threads)) {
+    if (g->terms == 0 && g->m >= ROWS_APART * tpi_threads_parts(launch->threads)) {
         tpi_parallel(launch->threads, low_rank_rows, &job);
         return;
     }

@@ -37,7 +37,7 @@ int TPI_SIMD(for_rows)(const tpi_launch *launch, int64_t rows, int64_t n, int bu
         return 1;
     }
     tpi_parallel(launch->threads, run_share, &job);
-    return tpi_threads_count(launch->threads);
+    return tpi_threads_parts(launch->threads);
 }
 
 INLINE void widen(const void *data, int dtype, int64_t i, int64_t n, float *out) {
