@@ -23,6 +23,7 @@ TAPER = Path(sys.argv[1]).resolve() / "taper"
 MODEL, DATA = ROOT / "models" / "taper-wick", ROOT / "data" / "verses"
 TRAIN = ["train", "-m", MODEL, "-d", DATA, "--batch-size", 2, "--max-seq", 128, "--overlong", "truncate", "--rank", 4,
          "--eval-every", 0, "--val-batches", 1, "--seed", 7, "--lr", 1e-3, "--log-every", 1]  # fmt: skip
+F32 = ["--base-dtype", "f32"]  # the same numbers on every device: else a bf16 model's activations may be bf16
 checks = 0
 
 
@@ -62,14 +63,10 @@ def train(out, iters, device, *more, env=None):
     return taper(*TRAIN, "-o", out, "--iters", iters, "--device", device, *more, env=env)
 
 
-def f32():
-    return ["--base-dtype", "f32"]
-
-
 def runs_on_either_device(folder):
     """The same losses; and a run that is interrupted goes on on the other device."""
     for device in ("cpu", "cuda"):
-        done = train(folder / device, 12, device, *f32(), "--save-every", 6)
+        done = train(folder / device, 12, device, *F32, "--save-every", 6)
         check(done[0] == 0, f"training on {device}: {done[1]}")
     same_losses(folder / "cuda", folder / "cpu", "trained on cuda and cpu")
     for first, second in (("cpu", "cuda"), ("cuda", "cpu")):
@@ -79,7 +76,7 @@ def runs_on_either_device(folder):
         check(len(later) > 0, "no checkpoint at the end")
         for path in later:
             shutil.rmtree(path)
-        done = train(out, 12, second, *f32(), "--save-every", 6, "--resume")
+        done = train(out, 12, second, *F32, "--save-every", 6, "--resume")
         check(done[0] == 0, f"resuming on {second}: {done[1]}")
         same_losses(out, folder / "cpu", f"begun on {first}, ended on {second}")
 
@@ -95,7 +92,7 @@ def merges_alike(folder):
 
 def two_at_once(folder):
     with ThreadPoolExecutor() as pool:
-        both = list(pool.map(lambda i: train(folder / f"twin-{i}", 12, "cuda", "--base-dtype", "f32"), range(2)))
+        both = list(pool.map(lambda i: train(folder / f"twin-{i}", 12, "cuda", *F32), range(2)))
     for i, done in enumerate(both):
         check(done[0] == 0, f"two processes on one GPU: {done[1]}")
         same_losses(folder / f"twin-{i}", folder / "cpu", f"process {i} of two on one GPU")
@@ -130,7 +127,7 @@ def bad_input(folder):
     ends(train(folder / "nine", 2, "cuda:9"), 1, r"cuda:9", "a GPU that does not exist")
     ends(train(folder / "limit", 2, "cuda", "--mem-limit", "1MiB"), 4, r"limit", "a limit of 1 MiB")
     overflowing_model(folder / "model")
-    done = train(folder / "nan", 2, "cuda", "--base-dtype", "f32", "--detect-nan", "-m", folder / "model")
+    done = train(folder / "nan", 2, "cuda", *F32, "--detect-nan", "-m", folder / "model")
     ends(done, 5, r"\(kernel .*is (nan|inf)", "the operation that made a number that is not finite")
 
 

@@ -3,8 +3,8 @@
  * for. */
 #include "compare.h"
 
-#define RUNS   3 /* the last of them captured */
-#define VALUES 8 /* that a chain holds at a time */
+#define RUNS   3  /* the last of them captured */
+#define VALUES 12 /* that a chain holds at a time, beside its inputs */
 
 typedef struct shape {
     tp_dtype dtype;
@@ -31,21 +31,18 @@ static tp_lazy *choice(tp_lazy *x, tp_lazy *y, tp_lazy *v) {
     return tp_lazy_where(tp_lazy_compare(x, y, TP_LT), one, tp_lazy_sub(tp_lazy_mul_scalar(y, 0.5), v));
 }
 
-/* Σ over i of (x + i)·(y - i), all of whose factors are made before the first is used. */
-static tp_lazy *many(tp_lazy *x, tp_lazy *y) {
-    tp_lazy *factors[VALUES], *sum = NULL;
-    for (int i = 0; i < VALUES; i++)
-        factors[i] = i % 2 ? tp_lazy_add_scalar(y, -0.25 * i) : tp_lazy_add_scalar(x, 0.25 * i);
-    for (int i = 0; i < VALUES / 2; i++) {
-        tp_lazy *term = tp_lazy_mul(factors[i], factors[VALUES - 1 - i]);
-        sum = sum ? tp_lazy_add(sum, term) : term;
-    }
+/* f₀ + f₁·(f₂ + f₃·(…)), the f being parts of x and y in turn: each waits for all that is behind it. */
+static tp_lazy *nested(tp_lazy *x, tp_lazy *y) {
+    tp_lazy *f[VALUES], *sum;
+    for (int i = 0; i < VALUES; i++) f[i] = tp_lazy_mul_scalar(i % 2 ? y : x, 1.0 / (i + 2));
+    sum = f[VALUES - 1];
+    for (int i = VALUES - 2; i >= 0; i--) sum = i % 2 ? tp_lazy_mul(f[i], sum) : tp_lazy_add(f[i], sum);
     return sum;
 }
 
 static void evaluate(const operands *o, tp_tensor *out[2]) {
     tp_lazy *x = tp_lazy_from_tensor(g, o->x), *y = tp_lazy_from_tensor(g, o->y);
-    tp_lazy *wanted[2] = {choice(x, y, tp_lazy_from_tensor(g, o->v)), many(x, y)};
+    tp_lazy *wanted[2] = {choice(x, y, tp_lazy_from_tensor(g, o->v)), nested(x, y)};
     must(tp_graph_eval(g, wanted, 2, out), "eval");
     tp_graph_reset(g);
 }

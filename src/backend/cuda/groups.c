@@ -8,6 +8,21 @@ tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k
     return tpi_range_of(tpi_bound_in(bound, step, k), elements * (int64_t)tp_dtype_size((tp_dtype)in->dtype));
 }
 
+static bool writes_apart(const tpi_bound *bound, const tpi_step *writer, const tpi_step *other) {
+    for (int i = 0; i < writer->n_out; i++) {
+        const tpi_range out = tpi_range_of_output(bound, writer, i);
+        for (int k = 0; k < other->n_in; k++)
+            if (!tpi_apart(out, tpi_range_of_input(bound, other, k))) return false;
+        for (int k = 0; k < other->n_out; k++)
+            if (!tpi_apart(out, tpi_range_of_output(bound, other, k))) return false;
+    }
+    return true;
+}
+
+bool tpi_steps_apart(const tpi_bound *bound, const tpi_step *a, const tpi_step *b) {
+    return writes_apart(bound, a, b) && writes_apart(bound, b, a);
+}
+
 bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from) {
     const tpi_range arena = tpi_range_of(bound->arena, (int64_t)bound->arena_bytes);
     if (data.begin < arena.begin || data.end > arena.end) return true;

@@ -54,6 +54,9 @@ static inline tpi_range tpi_range_of_output(const tpi_bound *bound, const tpi_st
 /* From the input's first element to behind its last, gaps included. */
 tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k);
 
+/* Whether neither of two steps writes what the other reads or writes. */
+bool tpi_steps_apart(const tpi_bound *bound, const tpi_step *a, const tpi_step *b);
+
 /* Whether a step from `from` on reads what lies there now, or who asked for the run may. */
 bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from);
 /* Whether a step before `end` writes there. */

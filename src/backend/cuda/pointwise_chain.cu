@@ -16,11 +16,13 @@
 
 namespace {
 
-#define PACK        8         /* elements a thread, where the operands allow it; */
-#define LONG_PACK   16        /* or, so that an instruction is read for more of them, */
-#define MANY        (1 << 21) /* from so many elements on */
-#define SMALL       (1 << 16) /* elements for which copying a strided input is not worth a launch */
-#define CELLS_BYTES (48 << 10)
+#define PACK          8          /* elements a thread, where the operands allow it; */
+#define LONG_PACK     16         /* or, so that an instruction is read for more of them, */
+#define MANY          (1 << 21)  /* from so many elements on */
+#define SMALL         (1 << 16)  /* elements for which copying a strided input is not worth a launch */
+#define CELLS_BYTES   (48 << 10) /* most of a block, */
+#define MOST_THREADS  128        /* which has as many threads as they suffice for: so many, */
+#define LEAST_THREADS 64         /* or so many */
 
 #define LATEST   255 /* a source: the latest result */
 #define NOT_KEPT 255 /* a destination: nobody but the next instruction reads it */
@@ -139,7 +141,8 @@ template <int V> __device__ __forceinline__ void execute(const instruction &step
     for (int j = 0; j < V; j++) r[j] = result[j];
 }
 
-template <int V> __global__ void __launch_bounds__(128) pointwise_chain(const __grid_constant__ program p) {
+template <int V>
+__global__ void __launch_bounds__(MOST_THREADS) pointwise_chain(const __grid_constant__ program p) {
     const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     float r[V] = {};
     take_turn();
@@ -209,11 +212,15 @@ int compile(const tpi_attr_chain *chain, program *p) {
     return cells;
 }
 
+template <int V> constexpr int cells_bytes(int cells, int threads) {
+    return threads * cells * V * (int)sizeof(float);
+}
+
 template <int V> tp_status start(const tpi_launch *launch, const program &p, int cells) {
-    const int a_thread = cells * V * (int)sizeof(float), threads = 128 * a_thread <= CELLS_BYTES ? 128 : 64;
+    const int threads = cells_bytes<V>(cells, MOST_THREADS) <= CELLS_BYTES ? MOST_THREADS : LEAST_THREADS;
     const int64_t blocks = tpi_div_up(p.at.count, threads * V);
     start_early(tpi_cuda_of(launch), pointwise_chain<V>, (unsigned)blocks,
-                block_shape(threads, threads * a_thread), p);
+                block_shape(threads, cells_bytes<V>(cells, threads)), p);
     return tpi_cuda_launched(launch);
 }
 
@@ -234,7 +241,7 @@ tp_status tpi_cuda_run_chain(const tpi_launch *launch) {
     const bool more = y->count >= MANY && can_pack(launch, p.at, LONG_PACK);
     const int cells = compile(&chain, &p);
     seal(&p.at);
-    if (more && 64 * cells * LONG_PACK * (int)sizeof(float) <= CELLS_BYTES)
+    if (more && cells_bytes<LONG_PACK>(cells, LEAST_THREADS) <= CELLS_BYTES)
         return start<LONG_PACK>(launch, p, cells);
     return packed ? start<PACK>(launch, p, cells) : start<1>(launch, p, cells);
 }

@@ -213,16 +213,6 @@ bool alike(const tpi_operand *a, const tpi_operand *b) {
     return a->dtype == b->dtype && a->count > 0 && b->count > 0;
 }
 
-/* Whether neither writes what the other reads or writes. */
-bool apart(const tpi_bound *bound, const tpi_step *a, const tpi_step *b) {
-    const tpi_range y[2] = {tpi_range_of_output(bound, a, 0), tpi_range_of_output(bound, b, 0)};
-    for (int k = 0; k < a->n_in; k++)
-        if (!tpi_apart(y[1], tpi_range_of_input(bound, a, k)) ||
-            !tpi_apart(y[0], tpi_range_of_input(bound, b, k)))
-            return false;
-    return tpi_apart(y[0], y[1]);
-}
-
 } // namespace
 
 extern "C" uint32_t tpi_cuda_rope_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
@@ -232,7 +222,8 @@ extern "C" uint32_t tpi_cuda_rope_group(const tpi_launch *launch, const tpi_boun
     tpi_launch next = *launch;
     next.step = &bound->steps[first + 1];
     if (next.step->kernel->run != rope || !same_angles(bound, step, next.step) ||
-        !alike(tpi_in_operand(step, 0), tpi_in_operand(next.step, 0)) || !apart(bound, step, next.step))
+        !alike(tpi_in_operand(step, 0), tpi_in_operand(next.step, 0)) ||
+        !tpi_steps_apart(bound, step, next.step))
         return 0;
     *status = turn_heads(launch, &next);
     return 2;

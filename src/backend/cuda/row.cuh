@@ -95,6 +95,7 @@ template <typename T, int VEC, int PACKS> struct row_packs {
         : from(reinterpret_cast<const pack<T, VEC> *>(row)) {
         if constexpr (PACKS > 0) each_pack<PACKS>(packs, [&](int p, int i) { held[p] = from[i]; });
     }
+
     /* Makes the compiler convert the row anew, not keep its floats, which take twice the registers. */
     __device__ __forceinline__ void forget_floats() {
         static_assert(PACKS == 0 || sizeof held[0] == sizeof(uint4), "a pack is four words");
@@ -108,6 +109,7 @@ template <typename T, int VEC, int PACKS> struct row_packs {
             }
         }
     }
+
     __device__ __forceinline__ pack<T, VEC> get(int p, int i) const {
         return PACKS > 0 ? held[p] : from[i];
     }

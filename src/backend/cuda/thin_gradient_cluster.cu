@@ -68,26 +68,8 @@ void share_out(gradients *all, int processors) {
         all->of[k].share_rows = thin_share_rows(all->of[k].rows, all->shares);
 }
 
-/* What a step of the group reads and writes. */
-struct ranges {
-    tpi_range x, g, out;
-};
-
-bool all_apart(const ranges *taken, int n, const ranges &more) {
-    for (int i = 0; i < n; i++)
-        if (!tpi_apart(more.out, taken[i].x) || !tpi_apart(more.out, taken[i].g) ||
-            !tpi_apart(more.out, taken[i].out) || !tpi_apart(taken[i].out, more.x) ||
-            !tpi_apart(taken[i].out, more.g))
-            return false;
-    return true;
-}
-
-int64_t span_of(const tpi_matrix &m) {
-    return ((m.rows - 1) * m.leading + m.columns) * (int64_t)tp_dtype_size((tp_dtype)m.dtype);
-}
-
-/* The launch's step as one more of the group. */
-bool take(const tpi_launch *launch, const tpi_bound *bound, gradients *all, ranges *taken) {
+/* The launch's step as one more of the group, whose steps so far are those from `first` on. */
+bool take(const tpi_launch *launch, const tpi_bound *bound, const tpi_step *first, gradients *all) {
     thin_roles roles;
     const tpi_operand *y = tpi_out_operand(launch->step, 0);
     if (launch->step->kernel->run != tpi_cuda_thin_gradient || !thin_roles_of(launch->step, &roles))
@@ -95,16 +77,16 @@ bool take(const tpi_launch *launch, const tpi_bound *bound, gradients *all, rang
     if (y->dtype != TP_F32 || y->count == 0 || roles.g.columns > 16) return false;
     gradient_args args = thin_args_of(launch, roles);
     args.out = (float *)tpi_out(launch, 0);
-    const ranges mine = {tpi_range_of(args.x, span_of(roles.x)), tpi_range_of(args.g, span_of(roles.g)),
-                         tpi_range_of_output(bound, launch->step, 0)};
-    if (mine.x.begin % 16 != 0 || !all_apart(taken, all->count, mine)) return false;
+    if ((uintptr_t)args.x % 16 != 0) return false;
+    for (const tpi_step *other = first; other < launch->step; other++)
+        if (!tpi_steps_apart(bound, other, launch->step)) return false;
     if (all->count > 0 && (all->dtype != (int)roles.g.dtype || (all->of[0].ranks <= 8) != (args.ranks <= 8)))
         return false;
     all->dtype = (int)roles.g.dtype;
     all->of[all->count] = args;
     all->end[all->count] =
         (all->count > 0 ? all->end[all->count - 1] : 0) + (int)tpi_div_up(args.columns, block_columns);
-    taken[all->count++] = mine;
+    all->count++;
     return true;
 }
 
@@ -113,12 +95,11 @@ bool take(const tpi_launch *launch, const tpi_bound *bound, gradients *all, rang
 uint32_t tpi_cuda_thin_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                              tp_status *status) {
     gradients all = {};
-    ranges taken[most_together];
     tpi_launch next = *launch;
     if (tpi_cuda_of(launch)->capability < 90) return 0;
     for (uint32_t i = first; i < bound->n_steps && all.count < most_together; i++) {
         next.step = &bound->steps[i];
-        if (!take(&next, bound, &all, taken)) break;
+        if (!take(&next, bound, launch->step, &all)) break;
     }
     if (all.count == 0) return 0;
     share_out(&all, tpi_cuda_of(launch)->processors);
