@@ -62,14 +62,17 @@ __device__ __forceinline__ int low_rank_steps(const lora_job &p) {
     return (p.h_columns + tile_inner - 1) / tile_inner;
 }
 
-/* Makers of h first; then, for a few pairs of row blocks at once, column after column. */
+/* Makers of h first; then, for a few pairs of row blocks at once, column after column. Where sums wait for it,
+ * a division counts: mostly there is one. */
 __device__ __forceinline__ tile tile_of(const lora_job &p, int i) {
     if (i < p.pairs * p.makers) return {i / p.makers, i % p.makers};
     i -= p.pairs * p.makers;
-    const int rest = p.columns - p.makers, first = i / (pairs_together * rest) * pairs_together;
+    const int rest = p.columns - p.makers;
+    const int first = (unsigned)i / (unsigned)(pairs_together * rest) * pairs_together;
     const int together = min(pairs_together, p.pairs - first);
     i -= first * rest;
-    return {first + i % together, p.makers + i / together};
+    const int column = together == pairs_together ? i / pairs_together : i / together;
+    return {first + i - column * together, p.makers + column};
 }
 
 /* The steps [begin, end) in which a tile multiplies by a, too. They come `early` steps before their turn, so
@@ -82,9 +85,10 @@ struct slice {
     }
 };
 
-__device__ __forceinline__ slice slice_of(const lora_job &p, const tile &t) {
-    if (t.column >= p.makers) return {0, 0, 0};
-    const int begin = p.steps * t.column / p.makers, end = p.steps * (t.column + 1) / p.makers;
+__device__ __forceinline__ slice slice_of(const lora_job &p, int i) {
+    if (i >= p.pairs * p.makers) return {0, 0, 0};
+    const int column = tile_of(p, i).column;
+    const int begin = p.steps * column / p.makers, end = p.steps * (column + 1) / p.makers;
     return {begin, end, min(begin, lead)};
 }
 
@@ -106,7 +110,7 @@ template <class L> __device__ void fetch(const tile_maps &maps, const lora_job &
     const int rank = cluster_rank();
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2) {
         const tile t = tile_of(p, i);
-        const slice made = slice_of(p, t);
+        const slice made = slice_of(p, i);
         const int row = (2 * t.pair + rank) * tile_rows, half = p.twins ? rank : 0;
         const int column =
             p.twins ? t.column * L::half_columns : t.column * L::columns + rank * L::half_columns;
@@ -307,19 +311,20 @@ template <class L, class Ending>
 __device__ void make_tiles(const lora_job &p, ring<L> at, const Ending &ending) {
     uint32_t parity = 0;
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
-        const tile t = tile_of(p, i);
-        const slice made = slice_of(p, t);
+        const slice made = slice_of(p, i);
         float sum[L::columns / 2], h[L::ranks];
         const int before = made.begin - made.early, making = made.end - made.begin;
         if (making > 0) {
             multiply<false>(sum, h, at, before, before, parity, false);
             multiply<true>(sum, h, at, making, making, parity, before > 0);
-            publish<L>(p, h, t);
+            publish<L>(p, h, tile_of(p, i));
         }
         const int left = p.steps - before - making;
         multiply<false>(sum, h, at, left + low_rank_steps(p), left, parity, making > 0);
-        if (threadIdx.x % group == 0) barrier_arrive(at.h_empty());
+        const tile t = tile_of(p, i);
         ending(p, sum, (2 * t.pair + cluster_rank()) * tile_rows, t.column);
+        /* Only now: who prepares the next h would read in these stores' way. */
+        if (threadIdx.x % group == 0) barrier_arrive(at.h_empty());
     }
 }
 
