@@ -153,7 +153,7 @@ static void compare_parts(tp_device *cpu, tp_device *gpu, int64_t rank) {
 }
 
 static void compare(tp_device *cpu, tp_device *gpu) {
-    static const int64_t ranks[] = {8, 3, 12, 20, 40};
+    static const int64_t ranks[] = {8, 3, 12, 20, 40, 72, 131, 256};
     for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
         compare_rank(cpu, gpu, ranks[i]);
         compare_parts(cpu, gpu, ranks[i]);

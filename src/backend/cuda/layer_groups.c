@@ -134,7 +134,7 @@ static bool take_twins(window *w) {
 }
 
 static bool take_one(window *w) {
-    if (!take_layer(w, w->first) || w->layers.layer[0].rank > TPI_RANKS_AT_ONCE) return false;
+    if (!take_layer(w, w->first)) return false;
     w->end = w->first + 1;
     return true;
 }

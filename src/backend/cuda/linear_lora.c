@@ -49,14 +49,9 @@ static tp_status tensor(const tpi_launch *launch) {
         return tpi_fail(TP_EINTERNAL, "linear_lora: a step that was not accepted");
     if (tpi_out_operand(launch->step, 0)->count > 0) {
         const tpi_lora_layers one = {.launch = {*launch}, .layer = {l}, .count = 1};
-        if (tpi_cuda_lora_hopper_fits(&one)) {
-            TPI_TRY(tpi_cuda_lora_hopper(&one));
-            if (l.rank <= TPI_RANKS_AT_ONCE) return TP_OK;
-            TPI_TRY(tpi_cuda_lora_tensor_rest(launch));
-        } else {
-            TPI_TRY(tpi_cuda_lora_tensor(launch));
-            TPI_TRY(add_product(launch, &l));
-        }
+        if (tpi_cuda_lora_hopper_fits(&one)) return tpi_cuda_lora_hopper(&one);
+        TPI_TRY(tpi_cuda_lora_tensor(launch));
+        TPI_TRY(add_product(launch, &l));
     }
     return give_low_rank(launch, &l);
 }

@@ -1,9 +1,12 @@
 /* The launches of LINEAR_LORA on Hopper: a small kernel that splits a and b into high and low bf16
  * (linear_lora_split.cuh), and the product (linear_lora_hopper.cuh), which begins while that one is ending.
- */
+ *
+ * Of more ranks than a block has room for, h is a product of its own between these (linear_lora_wide.cuh),
+ * and y = x·w + h·b a sum of two. */
 #include "backend/cuda/hopper_launch.cuh"
 #include "backend/cuda/linear_lora_hopper.cuh"
 #include "backend/cuda/linear_lora_split.cuh"
+#include "backend/cuda/linear_lora_wide.cuh"
 #include "backend/cuda/lora.h"
 
 #include <limits.h>
@@ -25,16 +28,30 @@ int64_t inner_of(const tpi_lora_layers &all) {
     return k;
 }
 
-/* Where things stand in scratch. */
+constexpr int ranks_in_block = 32;
+
+/* Whether h is made by a product of its own. */
+bool is_wide(const tpi_lora_layers &all) {
+    return rank_of(all) > ranks_in_block;
+}
+
+/* Of h₁ h₂ h₁, and of the bias. */
+int h_columns_of(const tpi_lora_layers &all) {
+    return 3 * rank_of(all) + (all.layer[0].bias ? 2 : 0);
+}
+
+/* Where things stand in scratch: of h parts, or all. */
 struct pieces {
-    size_t partial, a, b[2], ready, end;
+    size_t h, a, b[2], ready, end;
 };
 
 pieces pieces_of(const tpi_lora_layers &all, int ranks) {
     const int64_t m = all.layer[0].m, pairs = tpi_div_up(m, pair_rows);
     const int64_t makers = pairs > most_makers ? pairs : most_makers;
+    if (is_wide(all)) ranks = rank_of(all);
     pieces p = {};
-    p.partial = tpi_piece(&p.end, (size_t)(makers * pair_rows * ranks) * sizeof(float));
+    p.h = tpi_piece(&p.end, is_wide(all) ? (size_t)m * wide_leading(rank_of(all)) * sizeof(bf16)
+                                         : (size_t)(makers * pair_rows * ranks) * sizeof(float));
     p.a = tpi_piece(&p.end, (size_t)(2 * ranks * inner_of(all)) * sizeof(bf16));
     for (int i = 0; i <= (all.twins ? 1 : 0); i++)
         p.b[i] = tpi_piece(&p.end, (size_t)((3 * rank_of(all) + 8) * all.layer[0].n) * sizeof(bf16));
@@ -51,19 +68,28 @@ bool encode_half(encode_fn function, CUtensorMap *map, const void *data, int64_t
 }
 
 template <class L>
-bool make_maps(tile_maps *maps, const tpi_lora_layers &all, const lora_job &job, const split_job &split) {
+bool make_maps(tile_maps *maps, const tpi_lora_layers &all, const pieces &at, const split_job &split) {
     const encode_fn f = encoder();
-    const int64_t b_leading = L::outer_w ? split.to_r : split.to_n;
-    bool made = f && encode(f, &maps->a, split.of[0].to_a, 2 * L::ranks, split.a_leading, split.a_leading,
-                            2 * L::ranks);
+    const bool wide = is_wide(all);
+    const int h_columns = h_columns_of(all);
+    const int64_t b_leading = L::outer_w ? split.to_r : split.to_n, leading = wide_leading(split.rank);
+    const char *h = (const char *)tpi_scratch(&all.launch[0]) + at.h;
+    bool made = f && (wide ? encode(f, &maps->x[1], h, all.layer[0].m, h_columns, leading, tile_rows)
+                           : encode(f, &maps->a, split.of[0].to_a, 2 * L::ranks, split.a_leading,
+                                    split.a_leading, 2 * L::ranks));
     for (int i = 0; i < all.count && made; i++) {
         const tpi_layer &l = all.layer[i];
+        CUtensorMap *b = wide ? &maps->w[1] : &maps->b[i];
         made = encode(f, &maps->x[i], tpi_in(&all.launch[i], 0), l.m, l.k, l.mx.leading, tile_rows) &&
                encode_half<L>(f, &maps->w[i], tpi_in(&all.launch[i], l.w), l.k, l.n, l.mw.leading) &&
-               (i > all.twins ||
-                encode_half<L>(f, &maps->b[i], split.of[i].to_b, job.h_columns, l.n, b_leading));
+               (i > all.twins || encode_half<L>(f, b, split.of[i].to_b, h_columns, l.n, b_leading));
     }
     return made;
+}
+
+tp_status no_maps(const tpi_launch *launch) {
+    return tpi_fail(TP_EDEVICE, "cuda:%d: linear_lora: the driver makes no tensor maps",
+                    tpi_cuda_of(launch)->index);
 }
 
 /* How many of a pair of row blocks' tiles make h. */
@@ -74,6 +100,17 @@ int makers_of(const lora_job &job, int clusters) {
     return makers > 1 ? makers : 1;
 }
 
+/* How h is made, and to whom it is given. */
+void give_low_rank(lora_job *job, const tpi_lora_layers &all) {
+    job->rank = rank_of(all), job->layer_rank = layer_rank(all), job->own_rank = (int)all.layer[0].rank;
+    job->scale = all.layer[0].scale;
+    for (int i = 0; i < all.count; i++)
+        if (tpi_wants_low_rank(all.launch[i].step)) {
+            job->h[i] = tpi_out(&all.launch[i], 1);
+            job->h_wide = tpi_out_operand(all.launch[i].step, 1)->dtype == TP_F32;
+        }
+}
+
 template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at, int clusters) {
     char *scratch = (char *)tpi_scratch(&all.launch[0]);
     const tpi_layer &l = all.layer[0];
@@ -82,30 +119,26 @@ template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at,
     job.y[0] = (bf16 *)(all.sum ? all.sum : tpi_out(&all.launch[0], 0));
     if (all.twins) job.y[1] = (bf16 *)tpi_out(&all.launch[1], 0);
     job.gated = (bf16 *)all.gated;
-    job.partial = (float *)(scratch + at.partial);
-    job.ready = (unsigned *)(scratch + at.ready);
-    job.m = (int)l.m, job.n = (int)l.n, job.rank = rank_of(all), job.layer_rank = layer_rank(all);
-    job.own_rank = (int)l.rank;
+    job.m = (int)l.m, job.n = (int)l.n;
     job.pairs = (int)tpi_div_up(l.m, pair_rows);
     job.columns = (int)tpi_div_up(l.n, all.twins ? L::columns / 2 : L::columns);
     for (int i = 0; i < most_layers; i++) {
         if (i == 0 || (i < all.count && !all.twins)) job.steps += (int)tpi_div_up(all.layer[i].k, tile_inner);
+        if (i == 1 && is_wide(all)) job.steps += (int)tpi_div_up(h_columns_of(all), tile_inner);
         job.end[i] = job.steps;
     }
-    job.h_columns = 3 * job.rank + (l.bias ? 2 : 0);
-    for (int i = 0; i < all.count; i++)
-        if (tpi_wants_low_rank(all.launch[i].step) &&
-            l.rank == tpi_in_operand(all.launch[i].step, l.a)->shape[1]) {
-            job.h[i] = tpi_out(&all.launch[i], 1);
-            job.h_wide = tpi_out_operand(all.launch[i].step, 1)->dtype == TP_F32;
-        }
-    job.scale = l.scale;
+    if (is_wide(all)) return job;
+    job.partial = (float *)(scratch + at.h);
+    job.ready = (unsigned *)(scratch + at.ready);
+    job.h_columns = h_columns_of(all);
     job.makers = makers_of(job, clusters);
+    give_low_rank(&job, all);
     return job;
 }
 
 template <class L> split_job split_of(const tpi_lora_layers &all, const pieces &at, const lora_job &job) {
     char *scratch = (char *)tpi_scratch(&all.launch[0]);
+    const int rank = rank_of(all), each = layer_rank(all);
     split_job s = {};
     int64_t inner = 0;
     for (int i = 0; i < all.count; i++) {
@@ -118,16 +151,17 @@ template <class L> split_job split_of(const tpi_lora_layers &all, const pieces &
         if (l.bias) to.bias = tpi_in(launch, l.bias);
         to.to_a = (bf16 *)(scratch + at.a) + inner;
         to.to_b = (bf16 *)(scratch + at.b[all.twins ? i : 0]);
-        to.k = (int)l.k, to.rank = (int)l.rank, to.first = i * job.layer_rank;
-        const int end = to.first + job.layer_rank;
-        to.a_begin = all.twins ? to.first : 0, to.a_end = all.twins ? end : job.rank;
-        to.b_begin = all.twins ? 0 : to.first, to.b_end = all.twins ? job.rank : end;
+        to.k = (int)l.k, to.rank = (int)l.rank, to.first = i * each;
+        const int end = to.first + each;
+        to.a_begin = all.twins ? to.first : 0, to.a_end = all.twins ? end : rank;
+        to.b_begin = all.twins ? 0 : to.first, to.b_end = all.twins ? rank : end;
         if (!all.twins) inner += l.k;
     }
     s.ready = job.ready;
     s.a_leading = inner_of(all);
-    s.to_r = L::outer_w ? job.n : 1, s.to_n = L::outer_w ? 1 : 3 * job.rank + 8;
-    s.n = job.n, s.rank = job.rank, s.ranks = L::ranks, s.blocks = 2 * job.pairs;
+    s.to_r = L::outer_w ? job.n : 1, s.to_n = L::outer_w ? 1 : 3 * rank + 8;
+    s.n = job.n, s.rank = rank, s.ranks = is_wide(all) ? rank : L::ranks;
+    s.blocks = job.ready ? 2 * job.pairs : 0;
     s.wide_bias = all.layer[0].bias && tpi_in_operand(all.launch[0].step, all.layer[0].bias)->dtype == TP_F32;
     s.steady = all.steady;
     return s;
@@ -148,6 +182,35 @@ tp_status start_split(const tpi_lora_layers &all, const split_job &s) {
     return tpi_cuda_launched(&all.launch[0]);
 }
 
+/* h of more ranks than a block has room for: a's high and low ranks are twins. */
+tp_status start_wide(const tpi_lora_layers &all, const pieces &at, const split_job &split) {
+    using W = wide_layout;
+    const tpi_launch *launch = &all.launch[0];
+    const tpi_layer &l = all.layer[0];
+    lora_job job = {};
+    give_low_rank(&job, all);
+    const keep_low_rank keep = {(bf16 *)((char *)tpi_scratch(launch) + at.h), job.rank, l.bias != 0};
+    job.rank = 0;
+    job.twins = true;
+    job.m = (int)l.m, job.n = keep.rank;
+    job.pairs = (int)tpi_div_up(l.m, pair_rows), job.columns = (int)tpi_div_up(job.n, W::columns / 2);
+    job.steps = (int)tpi_div_up(l.k, tile_inner);
+    for (int &end : job.end) end = job.steps;
+    tile_maps maps = {};
+    const encode_fn f = encoder();
+    const bf16 *a = split.of[0].to_a;
+    bool made = f && encode(f, &maps.x[0], tpi_in(launch, 0), l.m, l.k, l.mx.leading, tile_rows);
+    for (int i = 0; i < 2 && made; i++)
+        made = encode_half<W>(f, &maps.w[i], a + i * split.ranks * split.a_leading, l.k, job.n, l.k);
+    if (!made) return no_maps(launch);
+    int clusters = 0;
+    TPI_TRY(find_room(launch, tile_kernel<W, keep_low_rank>, W::shared_bytes, &clusters));
+    const int tiles = job.pairs * job.columns;
+    const pair_launch some(launch, tiles < clusters ? tiles : clusters, W::shared_bytes);
+    return tpi_cuda_check(cudaLaunchKernelEx(&some.config, tile_kernel<W, keep_low_rank>, maps, job, keep),
+                          launch);
+}
+
 template <class L> tp_status run(const tpi_lora_layers &all) {
     const tpi_launch *launch = &all.launch[0];
     const pieces at = pieces_of(all, L::ranks);
@@ -157,10 +220,9 @@ template <class L> tp_status run(const tpi_lora_layers &all) {
     const split_job split = split_of<L>(all, at, job);
     const int tiles = job.pairs * job.columns;
     tile_maps maps = {};
-    if (!make_maps<L>(&maps, all, job, split))
-        return tpi_fail(TP_EDEVICE, "cuda:%d: linear_lora: the driver makes no tensor maps",
-                        tpi_cuda_of(launch)->index);
+    if (!make_maps<L>(&maps, all, at, split)) return no_maps(launch);
     TPI_TRY(start_split(all, split));
+    if (is_wide(all)) TPI_TRY(start_wide(all, at, split));
     const pair_launch some(launch, tiles < clusters ? tiles : clusters, L::shared_bytes);
     return tpi_cuda_check(
         cudaLaunchKernelEx(&some.config, tile_kernel<L, store_tiles>, maps, job, store_tiles()), launch);
@@ -174,19 +236,18 @@ int64_t cost(const tpi_lora_layers &all, int columns) {
     return tpi_div_up(tiles, tpi_cuda_of(&all.launch[0])->processors / 2) * (columns + 32);
 }
 
-/* Ranks that a layout makes room for. */
-int room_for(int rank) {
-    return rank <= 16 ? 16 : rank <= 32 ? 32 : 64;
+/* Ranks that a layout makes room for: all, or none of them. */
+int room_for(const tpi_lora_layers &all) {
+    return rank_of(all) <= 16 || is_wide(all) ? 16 : ranks_in_block;
 }
 
 /* Halves of tiles of 224 columns are no whole number of what a thread stores at once. */
 template <bool OUTER_W> tp_status run_any(const tpi_lora_layers &all) {
-    if (rank_of(all) > 32) return run<layout<128, 64, OUTER_W>>(all);
     const int64_t wide = cost(all, 256), middle = all.twins ? wide : cost(all, 224), narrow = cost(all, 128);
     const bool widest = wide <= middle && wide <= narrow;
-    if (rank_of(all) > 16)
-        return widest || middle <= narrow ? run<layout<256, 32, OUTER_W>>(all)
-                                          : run<layout<128, 64, OUTER_W>>(all);
+    if (room_for(all) > 16)
+        return widest || middle <= narrow ? run<layout<256, ranks_in_block, OUTER_W>>(all)
+                                          : run<layout<128, ranks_in_block, OUTER_W>>(all);
     if (widest) return run<layout<256, 16, OUTER_W>>(all);
     if (middle <= narrow) return run<layout<224, 16, OUTER_W>>(all);
     return run<layout<128, 16, OUTER_W>>(all);
@@ -194,11 +255,7 @@ template <bool OUTER_W> tp_status run_any(const tpi_lora_layers &all) {
 
 /* Places of the layer's matrices that copies begin at, or'ed. */
 uintptr_t places_of(const tpi_launch *launch, const tpi_layer &l) {
-    uintptr_t places =
-        (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l.w) | (uintptr_t)tpi_out(launch, 0);
-    if (l.rank > TPI_RANKS_AT_ONCE) /* what adds the rest wants that, too */
-        places |= (uintptr_t)tpi_in(launch, l.a) | (uintptr_t)tpi_in(launch, l.b);
-    return places;
+    return (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l.w) | (uintptr_t)tpi_out(launch, 0);
 }
 
 /* Whether layer i may be one product with the first. */
@@ -221,8 +278,7 @@ bool alike(const tpi_lora_layers &all, int i) {
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *l) {
     tpi_lora_layers one = {};
     one.layer[0] = *l, one.count = 1;
-    if (l->rank > TPI_RANKS_AT_ONCE) one.layer[0].rank = TPI_RANKS_AT_ONCE;
-    const size_t bytes = pieces_of(one, room_for(rank_of(one))).end;
+    const size_t bytes = pieces_of(one, room_for(one)).end;
     return bytes > TPI_PRODUCT_WORKSPACE ? bytes : TPI_PRODUCT_WORKSPACE;
 }
 
@@ -235,13 +291,9 @@ bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *all) {
                l[i].n >= 64 && l[i].k > 0 && l[i].rank > 0 && places_of(&all->launch[i], l[i]) % 16 == 0 &&
                l[i].mw.leading % 8 == 0 && (i == 0 || alike(*all, i));
     if (!fits || all->count == 1) return fits;
-    const int most = all->twins ? 32 : TPI_RANKS_AT_ONCE; /* of twins, what goes into the widest tiles */
-    return rank_of(*all) <= most && pieces_of(*all, TPI_RANKS_AT_ONCE).end <= tpi_cuda_lora_hopper_scratch(l);
+    return !is_wide(*all) && pieces_of(*all, ranks_in_block).end <= tpi_cuda_lora_hopper_scratch(l);
 }
 
-tp_status tpi_cuda_lora_hopper(const tpi_lora_layers *layers) {
-    tpi_lora_layers all = *layers;
-    for (int i = 0; i < all.count; i++)
-        if (all.layer[i].rank > TPI_RANKS_AT_ONCE) all.layer[i].rank = TPI_RANKS_AT_ONCE;
-    return all.layer[0].mw.transposed ? run_any<false>(all) : run_any<true>(all);
+tp_status tpi_cuda_lora_hopper(const tpi_lora_layers *all) {
+    return all->layer[0].mw.transposed ? run_any<false>(*all) : run_any<true>(*all);
 }

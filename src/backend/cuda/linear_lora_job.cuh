@@ -18,9 +18,7 @@ constexpr int most_makers = 64; /* in all; there may be one for each pair */
 /* What a tile of COLUMNS columns is made of, with ranks up to RANKS. */
 template <int COLUMNS, int RANKS, bool OUTER_W> struct layout {
     static constexpr int columns = COLUMNS, ranks = RANKS;
-    static constexpr int stages = RANKS > 16      ? 3
-                                  : COLUMNS > 128 ? 4
-                                                  : 5; /* that shared memory has room for */
+    static constexpr int stages = (COLUMNS > 128 ? 4 : 5) - (RANKS > 16 ? 1 : 0); /* that there is room for */
     static constexpr int half_boxes = OUTER_W ? (COLUMNS + 127) / 128 : 1; /* that make up half of w's tile */
     static constexpr int half_columns = OUTER_W ? 64 * half_boxes : COLUMNS / 2;
     static constexpr int x_bytes = tile_rows * tile_inner * 2, w_bytes = 2 * half_columns * tile_inner * 2;

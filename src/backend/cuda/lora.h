@@ -8,13 +8,11 @@
 extern "C" {
 #endif
 
-#define TPI_RANKS_AT_ONCE 64  /* that a kernel takes; of more, the rest is added in further launches */
-#define TPI_LARGEST_RANK  256 /* for which that pays */
+#define TPI_LARGEST_RANK 256 /* for which kernels of low rank pay */
 
 /* y = scale · (x·a)·b + bias of a LORA or LINEAR_LORA step (whose w is another's work), by tensor cores: bf16
- * x and y, many rows. tpi_cuda_lora_tensor_rest adds the ranks beyond TPI_RANKS_AT_ONCE to y. */
+ * x and y, many rows. */
 tp_status tpi_cuda_lora_tensor(const tpi_launch *launch);
-tp_status tpi_cuda_lora_tensor_rest(const tpi_launch *launch);
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step);
 
 /* LINEAR_LORA layers that are one product: one, two of the same x, or up to three that are summed. */
@@ -29,7 +27,7 @@ typedef struct tpi_lora_layers {
     void *gated; /* silu(y of the first) · y of the second, too; NULL: not wanted */
 } tpi_lora_layers;
 
-/* Such layers on Hopper, of the first TPI_RANKS_AT_ONCE ranks, with output 1 if these are all: what
+/* Such layers on Hopper, with output 1 where that is wanted, if tpi_cuda_lora_hopper_fits says so: what
  * tpi_cuda_lora_tensor_accepts, with bf16 w. Invariant: what is written lies apart from all that is read. */
 tp_status tpi_cuda_lora_hopper(const tpi_lora_layers *layers);
 bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *layers);

@@ -19,6 +19,7 @@ using bf16 = __nv_bfloat16;
 
 constexpr int threads = 256, block_rows = 32,
               parts = 4;              /* warps: two row tiles × parts of the inner dimension */
+constexpr int ranks_at_once = 64;     /* of more, the rest is added in further launches */
 constexpr int least_rows = 17;        /* fewer are generation's: skinny.cu */
 constexpr int least_lora_rows = 1024; /* of a LORA by itself; for fewer lora.cu has more blocks */
 
@@ -337,13 +338,13 @@ bool tpi_cuda_lora_tensor_accepts(const tpi_step *step) {
            l.rank <= TPI_LARGEST_RANK && (l.w || l.m >= least_lora_rows);
 }
 
-/* The launches of ranks from `first` on; but for rank 0's they add. */
-static tp_status add_ranks(const tpi_launch *launch, const tpi_layer &l, thin_args args, int64_t first) {
+/* The launches; all but the first one add. */
+static tp_status add_ranks(const tpi_launch *launch, const tpi_layer &l, thin_args args) {
     const size_t bytes = tp_dtype_size((tp_dtype)l.ma.dtype);
     const char *a = (const char *)args.a, *b = (const char *)args.b;
-    for (int64_t r = first; r < l.rank; r += TPI_RANKS_AT_ONCE) {
+    for (int64_t r = 0; r < l.rank; r += ranks_at_once) {
         args.a = a + (size_t)(r * args.a_r) * bytes, args.b = b + (size_t)(r * args.b_r) * bytes;
-        args.rank = (int)(l.rank - r < TPI_RANKS_AT_ONCE ? l.rank - r : TPI_RANKS_AT_ONCE);
+        args.rank = (int)(l.rank - r < ranks_at_once ? l.rank - r : ranks_at_once);
         args.adds = r > 0;
         if (r > 0) args.bias = nullptr;
         TPI_TRY(l.ma.dtype == TP_F32 ? start_lora<float>(launch, args) : start_lora<bf16>(launch, args));
@@ -351,7 +352,7 @@ static tp_status add_ranks(const tpi_launch *launch, const tpi_layer &l, thin_ar
     return TP_OK;
 }
 
-static tp_status run_from(const tpi_launch *launch, int64_t first) {
+tp_status tpi_cuda_lora_tensor(const tpi_launch *launch) {
     tpi_layer l;
     if (!tpi_layer_of(launch->step, &l)) return tpi_fail(TP_EINTERNAL, "lora: a step that was not accepted");
     if (l.n == 0) return TP_OK;
@@ -363,15 +364,7 @@ static tp_status run_from(const tpi_launch *launch, int64_t first) {
     if (l.bias)
         args.bias = tpi_in(launch, l.bias), args.bias_type = tpi_in_operand(launch->step, l.bias)->dtype;
     set_matrix(l.mb, args.b_r, args.b_n);
-    return add_ranks(launch, l, args, first);
-}
-
-tp_status tpi_cuda_lora_tensor(const tpi_launch *launch) {
-    return run_from(launch, 0);
-}
-
-tp_status tpi_cuda_lora_tensor_rest(const tpi_launch *launch) {
-    return run_from(launch, TPI_RANKS_AT_ONCE);
+    return add_ranks(launch, l, args);
 }
 
 bool tpi_cuda_thin_matmul_accepts(const tpi_step *step) {
@@ -398,11 +391,11 @@ tp_status tpi_cuda_thin_product(const tpi_launch *launch, const tpi_matrix *x, i
         return tpi_cuda_tiled_product(launch, &plain, args.x, args.a, y);
     }
     args.y_leading = a->columns;
-    for (int64_t r = 0; r < a->columns; r += TPI_RANKS_AT_ONCE) {
+    for (int64_t r = 0; r < a->columns; r += ranks_at_once) {
         args.a =
             (const char *)tpi_in(launch, a_in) + (size_t)(r * args.a_r) * tp_dtype_size((tp_dtype)a->dtype);
         args.y = (char *)y + (size_t)r * tp_dtype_size(y_type);
-        args.rank = (int)(a->columns - r < TPI_RANKS_AT_ONCE ? a->columns - r : TPI_RANKS_AT_ONCE);
+        args.rank = (int)(a->columns - r < ranks_at_once ? a->columns - r : ranks_at_once);
         TPI_TRY(start_ranks(launch, args, (tp_dtype)a->dtype, y_type));
     }
     return TP_OK;

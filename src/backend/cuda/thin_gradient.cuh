@@ -18,7 +18,7 @@ constexpr int warps = 8, threads = warps * 32, block_columns = 64, step_rows = 1
 struct gradient_args {
     const bf16 *x;
     const void *g;
-    float *out; /* shares of y, one after another */
+    void *out; /* y, or in f32 its shares, one after another */
     int64_t rows, columns, x_leading, g_leading, share_rows, out_column, out_rank; /* strides of y */
     int ranks;
 };

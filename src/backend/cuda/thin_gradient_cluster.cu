@@ -18,6 +18,7 @@ struct gradients {
     gradient_args of[most_together];
     int end[most_together]; /* clusters of the products so far */
     int count, dtype;       /* of the thin matrices */
+    bool rounded;           /* results are bf16, else f32 */
     int shares;             /* blocks of a cluster: 1, 2, 4 or 8 */
 };
 
@@ -42,8 +43,12 @@ __global__ __launch_bounds__(threads, 2) void gradients_kernel(const __grid_cons
         float sum = 0.0f;
 #pragma unroll 4
         for (int other = 0; other < all.shares; other++) sum += *cluster.map_shared_rank(&total[c][r], other);
-        if (column0 + c < p.columns && r < p.ranks)
-            p.out[(column0 + c) * p.out_column + r * p.out_rank] = sum;
+        if (column0 + c >= p.columns || r >= p.ranks) continue;
+        const int64_t at = (column0 + c) * p.out_column + r * p.out_rank;
+        if (all.rounded)
+            ((bf16 *)p.out)[at] = from_f32<bf16>(sum);
+        else
+            ((float *)p.out)[at] = sum;
     }
     cluster.sync(); /* no block ends while others read its sums */
 #endif
@@ -74,15 +79,17 @@ bool take(const tpi_launch *launch, const tpi_bound *bound, const tpi_step *firs
     const tpi_operand *y = tpi_out_operand(launch->step, 0);
     if (launch->step->kernel->run != tpi_cuda_thin_gradient || !thin_roles_of(launch->step, &roles))
         return false;
-    if (y->dtype != TP_F32 || y->count == 0 || roles.g.columns > 16) return false;
+    if (y->count == 0 || roles.g.columns > 16) return false;
+    const bool rounded = y->dtype == TP_BF16;
     gradient_args args = thin_args_of(launch, roles);
-    args.out = (float *)tpi_out(launch, 0);
+    args.out = tpi_out(launch, 0);
     if ((uintptr_t)args.x % 16 != 0) return false;
     for (const tpi_step *other = first; other < launch->step; other++)
         if (!tpi_steps_apart(bound, other, launch->step)) return false;
-    if (all->count > 0 && (all->dtype != (int)roles.g.dtype || (all->of[0].ranks <= 8) != (args.ranks <= 8)))
+    if (all->count > 0 && (all->dtype != (int)roles.g.dtype || all->rounded != rounded ||
+                           (all->of[0].ranks <= 8) != (args.ranks <= 8)))
         return false;
-    all->dtype = (int)roles.g.dtype;
+    all->dtype = (int)roles.g.dtype, all->rounded = rounded;
     all->of[all->count] = args;
     all->end[all->count] =
         (all->count > 0 ? all->end[all->count - 1] : 0) + (int)tpi_div_up(args.columns, block_columns);
