@@ -152,14 +152,19 @@ static void compare_parts(tp_device *cpu, tp_device *gpu, int64_t rank) {
     release(&here), release(&there);
 }
 
+static int64_t most_ranks = INT64_MAX;
+
 static void compare(tp_device *cpu, tp_device *gpu) {
     static const int64_t ranks[] = {8, 3, 12, 20, 40, 72, 131, 256};
     for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
+        if (ranks[i] > most_ranks) continue;
         compare_rank(cpu, gpu, ranks[i]);
         compare_parts(cpu, gpu, ranks[i]);
     }
 }
 
-int main(void) {
+/* cuda_block [MOST_RANKS] */
+int main(int argc, char **argv) {
+    if (argc > 1) most_ranks = strtol(argv[1], NULL, 10);
     return compare_devices(compare);
 }
