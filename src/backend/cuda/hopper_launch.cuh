@@ -2,7 +2,7 @@
 #ifndef TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
 #define TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
 
-#include "backend/cuda/linear_lora_job.cuh"
+#include "backend/cuda/linear_lora_hopper.cuh"
 
 namespace {
 
@@ -47,13 +47,41 @@ struct pair_launch {
     }
 };
 
-/* How many pairs of such blocks the device has room for at once. */
-template <class K> tp_status find_room(const tpi_launch *launch, K kernel, int shared_bytes, int *pairs) {
-    const pair_launch every(launch, tpi_cuda_of(launch)->processors / 2, shared_bytes);
+/* How many pairs of blocks that make such tiles the device has room for at once. */
+template <class L, class Ending> tp_status find_room(const tpi_launch *launch, int *pairs) {
+    const auto kernel = tile_kernel<L, Ending>;
+    const pair_launch every(launch, tpi_cuda_of(launch)->processors / 2, L::shared_bytes);
     cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::shared_bytes);
     if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(pairs, kernel, &every.config);
     return tpi_cuda_check(error, launch);
+}
+
+/* Starts the job's tiles on pairs of blocks, no more than `room`. */
+template <class L, class Ending>
+tp_status start_tiles(const tpi_launch *launch, int room, const tile_maps &maps, const lora_job &job,
+                      const Ending &ending) {
+    const int tiles = job.pairs * job.columns;
+    const pair_launch some(launch, tiles < room ? tiles : room, L::shared_bytes);
+    return tpi_cuda_check(cudaLaunchKernelEx(&some.config, tile_kernel<L, Ending>, maps, job, ending),
+                          launch);
+}
+
+/* A product without ranks, of k inner indices, for m rows and so many columns, of twins each. */
+template <class L> lora_job plain_job(int64_t m, int64_t columns, int64_t k, bool twins) {
+    lora_job job = {};
+    job.twins = twins;
+    job.m = (int)m, job.n = (int)columns;
+    job.pairs = (int)tpi_div_up(m, pair_rows);
+    job.columns = (int)tpi_div_up(columns, twins ? L::columns / 2 : L::columns);
+    job.steps = (int)tpi_div_up(k, tile_inner);
+    for (int &end : job.end) end = job.steps;
+    return job;
+}
+
+tp_status no_maps(const tpi_launch *launch, const char *operation) {
+    return tpi_fail(TP_EDEVICE, "cuda:%d: %s: the driver makes no tensor maps", tpi_cuda_of(launch)->index,
+                    operation);
 }
 
 } // namespace

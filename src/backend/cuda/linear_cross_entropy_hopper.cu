@@ -6,7 +6,6 @@
  * ordinary products. That is rare; what matters is that it is right. */
 #include "backend/cuda/hopper_launch.cuh"
 #include "backend/cuda/linear_cross_entropy.cuh"
-#include "backend/cuda/linear_lora_hopper.cuh"
 
 #include <limits.h>
 
@@ -146,25 +145,16 @@ bool straight_fits(const tpi_cuda *cuda, const straight_slice &slice, int64_t fe
 tp_status take_straight(const tpi_launch *launch, const straight_slice &slice, const slice_args &args) {
     const encode_fn f = encoder();
     const int64_t features = args.features;
-    lora_job job = {};
+    lora_job job = plain_job<L>(slice.rows, args.columns, features, false);
     job.y[0] = (bf16 *)slice.out;
-    job.m = (int)slice.rows, job.n = (int)args.pitch;
-    job.pairs = (int)tpi_div_up(slice.rows, pair_rows),
-    job.columns = (int)tpi_div_up(args.columns, L::columns);
-    job.steps = (int)tpi_div_up(features, tile_inner);
-    for (int &end : job.end) end = job.steps;
+    job.n = (int)args.pitch;
     tile_maps maps = {};
     if (!f || !encode(f, &maps.x[0], slice.h, slice.rows, features, features, tile_rows) ||
         !encode(f, &maps.w[0], slice.w, args.columns, features, slice.w_leading, L::half_columns))
-        return tpi_fail(TP_EDEVICE, "cuda:%d: linear_cross_entropy: the driver makes no tensor maps",
-                        tpi_cuda_of(launch)->index);
+        return no_maps(launch, "linear_cross_entropy");
     int room = 0;
-    TPI_TRY(find_room(launch, tile_kernel<L, take_tiles>, L::shared_bytes, &room));
-    const int tiles = job.pairs * job.columns;
-    const pair_launch some(launch, tiles < room ? tiles : room, L::shared_bytes);
-    TPI_TRY(tpi_cuda_check(cudaLaunchKernelEx(&some.config, tile_kernel<L, take_tiles>, maps, job,
-                                              take_tiles{args, slice.parts}),
-                           launch));
+    TPI_TRY((find_room<L, take_tiles>(launch, &room)));
+    TPI_TRY(start_tiles<L>(launch, room, maps, job, take_tiles{args, slice.parts}));
     start_early(tpi_cuda_of(launch), settle_rows, (unsigned)tpi_div_up(slice.rows, settlers), settlers * 32,
                 args, slice, job.columns);
     return tpi_cuda_launched(launch);

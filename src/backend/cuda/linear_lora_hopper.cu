@@ -4,7 +4,6 @@
  * Of more ranks than a block has room for, h is a product of its own between these (linear_lora_wide.cuh),
  * and y = x·w + h·b a sum of two. */
 #include "backend/cuda/hopper_launch.cuh"
-#include "backend/cuda/linear_lora_hopper.cuh"
 #include "backend/cuda/linear_lora_split.cuh"
 #include "backend/cuda/linear_lora_wide.cuh"
 #include "backend/cuda/lora.h"
@@ -87,11 +86,6 @@ bool make_maps(tile_maps *maps, const tpi_lora_layers &all, const pieces &at, co
     return made;
 }
 
-tp_status no_maps(const tpi_launch *launch) {
-    return tpi_fail(TP_EDEVICE, "cuda:%d: linear_lora: the driver makes no tensor maps",
-                    tpi_cuda_of(launch)->index);
-}
-
 /* How many of a pair of row blocks' tiles make h. */
 int makers_of(const lora_job &job, int clusters) {
     int makers = (clusters < most_makers ? clusters : most_makers) / job.pairs;
@@ -100,9 +94,9 @@ int makers_of(const lora_job &job, int clusters) {
     return makers > 1 ? makers : 1;
 }
 
-/* How h is made, and to whom it is given. */
-void give_low_rank(lora_job *job, const tpi_lora_layers &all) {
-    job->rank = rank_of(all), job->layer_rank = layer_rank(all), job->own_rank = (int)all.layer[0].rank;
+/* How h is scaled, and to whom it is given. */
+void set_low_rank(lora_job *job, const tpi_lora_layers &all) {
+    job->layer_rank = layer_rank(all), job->own_rank = (int)all.layer[0].rank;
     job->scale = all.layer[0].scale;
     for (int i = 0; i < all.count; i++)
         if (tpi_wants_low_rank(all.launch[i].step)) {
@@ -132,7 +126,8 @@ template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at,
     job.ready = (unsigned *)(scratch + at.ready);
     job.h_columns = h_columns_of(all);
     job.makers = makers_of(job, clusters);
-    give_low_rank(&job, all);
+    job.rank = rank_of(all);
+    set_low_rank(&job, all);
     return job;
 }
 
@@ -187,45 +182,34 @@ tp_status start_wide(const tpi_lora_layers &all, const pieces &at, const split_j
     using W = wide_layout;
     const tpi_launch *launch = &all.launch[0];
     const tpi_layer &l = all.layer[0];
-    lora_job job = {};
-    give_low_rank(&job, all);
-    const keep_low_rank keep = {(bf16 *)((char *)tpi_scratch(launch) + at.h), job.rank, l.bias != 0};
-    job.rank = 0;
-    job.twins = true;
-    job.m = (int)l.m, job.n = keep.rank;
-    job.pairs = (int)tpi_div_up(l.m, pair_rows), job.columns = (int)tpi_div_up(job.n, W::columns / 2);
-    job.steps = (int)tpi_div_up(l.k, tile_inner);
-    for (int &end : job.end) end = job.steps;
+    const int rank = rank_of(all);
+    const keep_low_rank keep = {(bf16 *)((char *)tpi_scratch(launch) + at.h), rank, l.bias != 0};
+    lora_job job = plain_job<W>(l.m, rank, l.k, true);
+    set_low_rank(&job, all);
     tile_maps maps = {};
     const encode_fn f = encoder();
     const bf16 *a = split.of[0].to_a;
     bool made = f && encode(f, &maps.x[0], tpi_in(launch, 0), l.m, l.k, l.mx.leading, tile_rows);
     for (int i = 0; i < 2 && made; i++)
-        made = encode_half<W>(f, &maps.w[i], a + i * split.ranks * split.a_leading, l.k, job.n, l.k);
-    if (!made) return no_maps(launch);
-    int clusters = 0;
-    TPI_TRY(find_room(launch, tile_kernel<W, keep_low_rank>, W::shared_bytes, &clusters));
-    const int tiles = job.pairs * job.columns;
-    const pair_launch some(launch, tiles < clusters ? tiles : clusters, W::shared_bytes);
-    return tpi_cuda_check(cudaLaunchKernelEx(&some.config, tile_kernel<W, keep_low_rank>, maps, job, keep),
-                          launch);
+        made = encode_half<W>(f, &maps.w[i], a + i * split.ranks * split.a_leading, l.k, rank, l.k);
+    if (!made) return no_maps(launch, "linear_lora");
+    int room = 0;
+    TPI_TRY((find_room<W, keep_low_rank>(launch, &room)));
+    return start_tiles<W>(launch, room, maps, job, keep);
 }
 
 template <class L> tp_status run(const tpi_lora_layers &all) {
     const tpi_launch *launch = &all.launch[0];
     const pieces at = pieces_of(all, L::ranks);
     int clusters = 0; /* that can be there at once: tiles wait for each other */
-    TPI_TRY(find_room(launch, tile_kernel<L, store_tiles>, L::shared_bytes, &clusters));
+    TPI_TRY((find_room<L, store_tiles>(launch, &clusters)));
     const lora_job job = job_of<L>(all, at, clusters);
     const split_job split = split_of<L>(all, at, job);
-    const int tiles = job.pairs * job.columns;
     tile_maps maps = {};
-    if (!make_maps<L>(&maps, all, at, split)) return no_maps(launch);
+    if (!make_maps<L>(&maps, all, at, split)) return no_maps(launch, "linear_lora");
     TPI_TRY(start_split(all, split));
     if (is_wide(all)) TPI_TRY(start_wide(all, at, split));
-    const pair_launch some(launch, tiles < clusters ? tiles : clusters, L::shared_bytes);
-    return tpi_cuda_check(
-        cudaLaunchKernelEx(&some.config, tile_kernel<L, store_tiles>, maps, job, store_tiles()), launch);
+    return start_tiles<L>(launch, clusters, maps, job, store_tiles());
 }
 
 /* What tiles of so many columns take together: their turns, each of which costs its columns and, to begin and
