@@ -18,6 +18,7 @@ typedef struct fake {
     int runs, prepared, released;
     int n_ops;
     uint16_t ops[64]; /* of the last run's steps */
+    int clashes;      /* products that write what one right before them reads */
 } fake;
 
 static fake *f;
@@ -70,6 +71,27 @@ static void release_prepared(void *data) {
     ++*(int *)data;
 }
 
+/* Whether `later` writes what `step` reads. */
+static bool clash(const tpi_bound *bound, const tpi_step *step, const tpi_step *later) {
+    const char *out = bound->slots[later->slots[later->n_in]];
+    const char *end = out + tpi_out_operand(later, 0)->count * (int64_t)sizeof(float);
+    for (int k = 0; k < step->n_in; k++) {
+        const char *in = bound->slots[step->slots[k]];
+        if (in < end && out < in + tpi_in_operand(step, k)->count * (int64_t)sizeof(float)) return true;
+    }
+    return false;
+}
+
+static int clashes_of(const tpi_bound *bound) {
+    int clashes = 0;
+    for (uint32_t i = 0; i < bound->n_steps; i++)
+        for (uint32_t j = i + 1; j < bound->n_steps && bound->steps[i].op == TPI_MATMUL; j++) {
+            if (bound->steps[j].op != TPI_MATMUL) break;
+            clashes += clash(bound, &bound->steps[i], &bound->steps[j]);
+        }
+    return clashes;
+}
+
 /* Behind a step that failed nothing runs, and so nothing writes state. */
 static tp_status fake_run(void *state, const tpi_bound *bound) {
     fake *device = state;
@@ -81,6 +103,7 @@ static tp_status fake_run(void *state, const tpi_bound *bound) {
     }
     device->runs++;
     device->n_ops = 0;
+    device->clashes = clashes_of(bound);
     for (uint32_t i = 0; i < bound->n_steps && i < 64; i++) device->ops[device->n_ops++] = bound->steps[i].op;
     for (uint32_t i = 0; i < bound->n_steps && device->failed[mark] == TP_OK; i++) {
         launch.step = &bound->steps[i];
@@ -326,6 +349,24 @@ Test(devices, steps_of_one_launch_are_brought_together) {
     cr_expect(RAN(TPI_SILU_MUL, TPI_SILU_MUL_GRAD));
     cr_expect(RAN(TPI_LINEAR_LORA, TPI_LINEAR_LORA, TPI_ADD));
     cr_expect(RAN(TPI_RMS_NORM_GRAD, TPI_ADD));
+}
+
+#define ROWS 4096 /* so many that what they take would be given back at once */
+
+/* A gradient of an adapter is small, and what it read is not written over by those behind it. */
+Test(devices, what_steps_of_one_launch_read_is_kept) {
+    tp_lazy *grads[2];
+    tp_tensor *sum;
+    for (uint64_t i = 0; i < 2; i++) {
+        tp_lazy *x = leaf_on(gpu, ROWS, WIDE, 10 * i);
+        if (i == 0)
+            x = tp_lazy_mul(x, x); /* memory of the plan, read for the last time by the first product */
+        grads[i] = tp_lazy_matmul(tp_lazy_transpose(x, 0, 1), leaf_on(gpu, ROWS, 2, 10 * i + 1));
+    }
+    must(tp_lazy_eval(tp_lazy_add(grads[0], grads[1]), &sum));
+    cr_expect(RAN(TPI_MATMUL, TPI_MATMUL));
+    cr_expect_eq(f->clashes, 0);
+    tp_tensor_release(sum);
 }
 
 Test(devices, plans_give_back_what_is_prepared_with_them) {

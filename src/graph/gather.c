@@ -1,6 +1,7 @@
 /* Gathering: instructions that a backend may launch as one are brought next to each other, where it launches
  * several together (tpi_backend.together). Of what stands between them, they come behind what they need and
- * before all else; else the order stays. Each is told the last of them: until then its scratch is its own. */
+ * before all else; else the order stays. Each is told the last of them: until then its scratch is its own,
+ * and what it reads is not written over. */
 #include "graph/ir.h"
 
 #include <string.h>
@@ -153,6 +154,24 @@ static void bring_together(tpi_ir *ir, const party *p) {
     }
 }
 
+/* Whether it is a product that makes little of much, as the gradient of an adapter. */
+static bool is_thin(const tpi_ir *ir, const tpi_inst *inst) {
+    if (inst->op != TPI_MATMUL) return false;
+    const int64_t out = ir->values[inst->out[0]].operand.count;
+    return out <= ir->values[inst->in[0]].operand.count / 8 ||
+           out <= ir->values[inst->in[1]].operand.count / 8;
+}
+
+/* Gradients of adapters follow each other already. */
+static void mark_thin(tpi_ir *ir) {
+    for (uint32_t i = (uint32_t)ir->n_insts; i-- > 1;) {
+        tpi_inst *inst = &ir->insts[i - 1];
+        const uint32_t with = ir->insts[i].with + 1;
+        if (is_thin(ir, inst) && is_thin(ir, &ir->insts[i]))
+            inst->with = with < ir->backend->together ? with : ir->backend->together - 1;
+    }
+}
+
 void tpi_gather(tpi_ir *ir) {
     if (!ir->backend->together) return;
     for (uint32_t i = 0; i < ir->n_insts; i++)
@@ -161,4 +180,5 @@ void tpi_gather(tpi_ir *ir) {
             if (ir->insts[i].op == parties[k].last) parties[k].find(ir, i, &p);
             if (p.count > 1 && belongs(&p, i)) bring_together(ir, &p);
         }
+    mark_thin(ir);
 }

@@ -267,12 +267,14 @@ static uint64_t scratch_bytes(const tpi_inst *inst) {
     return (inst->scratch + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
 }
 
-/* Gives back the scratch of the instructions that are over with instruction i. */
-static tp_status release_scratch(const tpi_ir *ir, uint32_t i, space *s) {
+/* Gives back what the instructions had that are over with instruction i: those that are launched with it at
+ * the latest. */
+static tp_status release_over(tpi_ir *ir, uint32_t i, space *s) {
     for (uint32_t back = 0; back <= ir->backend->together && back <= i; back++) {
         const tpi_inst *inst = &ir->insts[i - back];
-        if (inst->with == back && inst->scratch)
-            TPI_TRY(space_give(s, inst->scratch_at, scratch_bytes(inst)));
+        if (inst->with != back) continue;
+        if (inst->scratch) TPI_TRY(space_give(s, inst->scratch_at, scratch_bytes(inst)));
+        TPI_TRY(release_dying(ir, i - back, false, s));
     }
     return TP_OK;
 }
@@ -283,8 +285,7 @@ static tp_status place_arena(tpi_ir *ir, space *s) {
         tpi_inst *inst = &ir->insts[i];
         TPI_TRY(place_outputs(ir, inst, i, s));
         if (inst->scratch) TPI_TRY(space_take(s, scratch_bytes(inst), &inst->scratch_at));
-        TPI_TRY(release_scratch(ir, i, s));
-        TPI_TRY(release_dying(ir, i, false, s));
+        TPI_TRY(release_over(ir, i, s));
         if (late && i >= late) TPI_TRY(release_dying(ir, i - late, true, s));
     }
     return TP_OK;

@@ -23,17 +23,27 @@ bool tpi_steps_apart(const tpi_bound *bound, const tpi_step *a, const tpi_step *
     return writes_apart(bound, a, b) && writes_apart(bound, b, a);
 }
 
+/* Whether a step of [from, end) writes all of it. */
+static bool written_whole(const tpi_bound *bound, tpi_range data, uint32_t from, uint32_t end) {
+    for (uint32_t i = from; i < end; i++)
+        for (int k = 0; k < bound->steps[i].n_out; k++) {
+            const tpi_range out = tpi_range_of_output(bound, &bound->steps[i], k);
+            if (out.begin <= data.begin && out.end >= data.end) return true;
+        }
+    return false;
+}
+
+/* What a step reads is one step's output: where that is a later one's, what was there before is not read. */
 bool tpi_read_later(const tpi_bound *bound, tpi_range data, uint32_t from) {
     const tpi_range arena = tpi_range_of(bound->arena, (int64_t)bound->arena_bytes);
     if (data.begin < arena.begin || data.end > arena.end) return true;
     for (uint32_t i = from; i < bound->n_steps; i++) {
         const tpi_step *step = &bound->steps[i];
-        for (int k = 0; k < step->n_in; k++)
-            if (!tpi_apart(tpi_range_of_input(bound, step, k), data)) return true;
-        for (int k = 0; k < step->n_out; k++) {
-            const tpi_range out = tpi_range_of_output(bound, step, k);
-            if (out.begin <= data.begin && out.end >= data.end) return false;
+        for (int k = 0; k < step->n_in; k++) {
+            const tpi_range in = tpi_range_of_input(bound, step, k);
+            if (!tpi_apart(in, data) && !written_whole(bound, in, from, i)) return true;
         }
+        if (written_whole(bound, data, i, i + 1)) return false;
     }
     return false;
 }

@@ -86,11 +86,17 @@ __device__ __forceinline__ uint64_t outer_descriptor(uint32_t address) {
     return tile_at(address, 8192);
 }
 
-#define WGMMA_8(i)                                                                                           \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),              \
-        "+f"(d[i + 6]), "+f"(d[i + 7])
+/* The same of a narrow one without permutation: blocks of [64 inner, 8 outer], 1024 bytes each. The next 16
+ * inner indices: + 16. */
+__device__ __forceinline__ uint64_t narrow_descriptor(uint32_t address) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(128 >> 4) << 16 | (uint64_t)(1024 >> 4) << 32;
+}
+
+#define WGMMA_4(i)     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_8(i)     WGMMA_4(i), WGMMA_4(i + 4)
 #define WGMMA_32(i)    WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
-#define WGMMA_NAMES_8  "%0, %1, %2, %3, %4, %5, %6, %7"
+#define WGMMA_NAMES_4  "%0, %1, %2, %3"
+#define WGMMA_NAMES_8  WGMMA_NAMES_4 ", %4, %5, %6, %7"
 #define WGMMA_NAMES_16 WGMMA_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define WGMMA_NAMES_32                                                                                       \
     WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -105,43 +111,53 @@ __device__ __forceinline__ uint64_t outer_descriptor(uint32_t address) {
 #define WGMMA_NAMES_128                                                                                      \
     WGMMA_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "             \
                     "%124, %125, %126, %127"
-#define WGMMA(n, names, a_name, b_name, keep_name, outer_name, ...)                                          \
+#define WGMMA(n, names, a_name, b_name, keep_name, outer_a, outer_b, ...)                                    \
     asm volatile("{\n"                                                                                       \
                  ".reg .pred keep;\n"                                                                        \
                  "setp.ne.b32 keep, " keep_name ", 0;\n"                                                     \
                  "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" names "}, " a_name ", " b_name  \
-                 ", keep, 1, 1, 0, " outer_name ";\n"                                                        \
+                 ", keep, 1, 1, " outer_a ", " outer_b ";\n"                                                 \
                  "}"                                                                                         \
                  : __VA_ARGS__                                                                               \
-                 : "l"(a), "l"(b), "r"((int)keep), "n"((int)OUTER_B))
+                 : "l"(a), "l"(b), "r"((int)keep), "n"((int)OUTER_A), "n"((int)OUTER_B))
 
-/* d ← a · b, + d if `keep`, of 64 × 16 and 16 × N; d has N / 2 numbers a thread. OUTER_B: b's descriptor is
- * an outer one. */
-template <bool OUTER_B>
+/* d ← a · b, + d if `keep`, of 64 × 16 and 16 × N; d has N / 2 numbers a thread. OUTER_A, OUTER_B: the
+ * descriptor is of rows along the outer dimension. */
+template <bool OUTER_B, bool OUTER_A = false>
+__device__ __forceinline__ void wgmma(float (&d)[4], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("8", WGMMA_NAMES_4, "%4", "%5", "%6", "%7", "%8", WGMMA_4(0));
+}
+template <bool OUTER_B, bool OUTER_A = false>
+__device__ __forceinline__ void wgmma(float (&d)[8], uint64_t a, uint64_t b, bool keep) {
+    WGMMA("16", WGMMA_NAMES_8, "%8", "%9", "%10", "%11", "%12", WGMMA_8(0));
+}
+template <bool OUTER_B, bool OUTER_A = false>
 __device__ __forceinline__ void wgmma(float (&d)[16], uint64_t a, uint64_t b, bool keep) {
-    WGMMA("32", WGMMA_NAMES_16, "%16", "%17", "%18", "%19", WGMMA_8(0), WGMMA_8(8));
+    WGMMA("32", WGMMA_NAMES_16, "%16", "%17", "%18", "%19", "%20", WGMMA_8(0), WGMMA_8(8));
 }
-template <bool OUTER_B>
+template <bool OUTER_B, bool OUTER_A = false>
 __device__ __forceinline__ void wgmma(float (&d)[32], uint64_t a, uint64_t b, bool keep) {
-    WGMMA("64", WGMMA_NAMES_32, "%32", "%33", "%34", "%35", WGMMA_32(0));
+    WGMMA("64", WGMMA_NAMES_32, "%32", "%33", "%34", "%35", "%36", WGMMA_32(0));
 }
-template <bool OUTER_B>
+template <bool OUTER_B, bool OUTER_A = false>
 __device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, bool keep) {
-    WGMMA("128", WGMMA_NAMES_64, "%64", "%65", "%66", "%67", WGMMA_32(0), WGMMA_32(32));
+    WGMMA("128", WGMMA_NAMES_64, "%64", "%65", "%66", "%67", "%68", WGMMA_32(0), WGMMA_32(32));
 }
-template <bool OUTER_B>
+template <bool OUTER_B, bool OUTER_A = false>
 __device__ __forceinline__ void wgmma(float (&d)[112], uint64_t a, uint64_t b, bool keep) {
-    WGMMA("224", WGMMA_NAMES_112, "%112", "%113", "%114", "%115", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64),
-          WGMMA_8(96), WGMMA_8(104));
+    WGMMA("224", WGMMA_NAMES_112, "%112", "%113", "%114", "%115", "%116", WGMMA_32(0), WGMMA_32(32),
+          WGMMA_32(64), WGMMA_8(96), WGMMA_8(104));
 }
-template <bool OUTER_B>
+template <bool OUTER_B, bool OUTER_A = false>
 __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool keep) {
-    WGMMA("256", WGMMA_NAMES_128, "%128", "%129", "%130", "%131", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64),
-          WGMMA_32(96));
+    WGMMA("256", WGMMA_NAMES_128, "%128", "%129", "%130", "%131", "%132", WGMMA_32(0), WGMMA_32(32),
+          WGMMA_32(64), WGMMA_32(96));
 }
 
+#undef WGMMA_4
 #undef WGMMA_8
 #undef WGMMA_32
+#undef WGMMA_NAMES_4
 #undef WGMMA_NAMES_8
 #undef WGMMA_NAMES_16
 #undef WGMMA_NAMES_32

@@ -1,32 +1,11 @@
-/* What a launch of tiles on Hopper needs from the host: maps for the copy engine, and pairs of blocks. */
+/* What a launch of tiles on Hopper needs from the host: room for pairs of blocks, and their start. */
 #ifndef TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
 #define TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
 
 #include "backend/cuda/linear_lora_hopper.cuh"
+#include "backend/cuda/tensor_map.cuh"
 
 namespace {
-
-using encode_fn = decltype(&cuTensorMapEncodeTiled);
-
-encode_fn encoder() {
-    void *function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
-                                         &found) != cudaSuccess)
-        return nullptr;
-    return found == cudaDriverEntryPointSuccess ? (encode_fn)function : nullptr;
-}
-
-/* A map of [rows, columns] whose boxes are [box_rows, 64]; what they reach beyond it reads as zeros. */
-bool encode(encode_fn function, CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
-            int64_t leading, int box_rows) {
-    const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows};
-    const cuuint64_t strides[1] = {(cuuint64_t)leading * sizeof(bf16)};
-    const cuuint32_t box[2] = {tile_inner, (cuuint32_t)box_rows}, steps[2] = {1, 1};
-    return function(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides, box, steps,
-                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
 
 /* Pairs of blocks, which may start while the kernel before is ending. */
 struct pair_launch {
@@ -77,11 +56,6 @@ template <class L> lora_job plain_job(int64_t m, int64_t columns, int64_t k, boo
     job.steps = (int)tpi_div_up(k, tile_inner);
     for (int &end : job.end) end = job.steps;
     return job;
-}
-
-tp_status no_maps(const tpi_launch *launch, const char *operation) {
-    return tpi_fail(TP_EDEVICE, "cuda:%d: %s: the driver makes no tensor maps", tpi_cuda_of(launch)->index,
-                    operation);
 }
 
 } // namespace

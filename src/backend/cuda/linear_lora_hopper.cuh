@@ -238,7 +238,7 @@ template <class L> __device__ void prepare(const lora_job &p, const ring<L> &at)
         await(p.ready + block, 2 * p.makers);
         barrier_wait(at.h_empty(), parity ^ 1);
         sum_parts<L>(p, at.h(), block, mine, t.column == 0);
-        fence_async();
+        stores_to_products();
         barrier_arrive(at.h_full());
     }
 }

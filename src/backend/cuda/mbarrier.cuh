@@ -41,11 +41,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     } while (!done);
 }
 
-/* Between ordinary accesses and those of copies and wgmma. */
-__device__ __forceinline__ void fence_async() {
-    asm volatile("fence.proxy.async;" ::: "memory");
-}
-
 /* Copies bytes that lie side by side: addresses and their number are multiples of 16. */
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier) {
     asm volatile(
