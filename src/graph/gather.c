@@ -9,7 +9,7 @@
 #define MOST   4  /* instructions that are brought together */
 #define WITHIN 64 /* of so many */
 
-/* The instructions to bring together, the last of them last. */
+/* The instructions to bring together, in the order in which they shall stand: none needs one behind it. */
 typedef struct party {
     uint32_t member[MOST], count;
 } party;
@@ -81,15 +81,19 @@ static void find_gate(const tpi_ir *ir, uint32_t i, party *p) {
     for (uint32_t k = i - 2; k <= i; k++) p->member[p->count++] = k;
 }
 
-/* silu(gate)·up and its gradient: both read gate and up. */
+/* silu(gate)·up and its gradient, which read gate and up; with the adapted layer whose y is what it is the
+ * gradient of, if nobody else reads that. */
 static void find_gated(const tpi_ir *ir, uint32_t i, party *p) {
-    const uint32_t *in = ir->insts[i].in;
-    for (uint32_t j = i; j-- > 0 && i - j <= WITHIN && p->count == 0;) {
+    const uint32_t *in = ir->insts[i].in, layer = maker_of(ir, &ir->insts[i], 2);
+    if (layer != TPI_NO_VALUE && ir->insts[layer].op == TPI_LINEAR_LORA && ir->insts[layer].out[0] == in[2] &&
+        ir->values[in[2]].uses == 1)
+        p->member[p->count++] = layer;
+    const uint32_t before = p->count;
+    for (uint32_t j = i; j-- > 0 && i - j <= WITHIN && p->count == before;) {
         const tpi_inst *mul = &ir->insts[j];
-        if (mul->op != TPI_SILU_MUL || mul->in[0] != in[0] || mul->in[1] != in[1]) continue;
-        p->member[p->count++] = j;
-        p->member[p->count++] = i;
+        if (mul->op == TPI_SILU_MUL && mul->in[0] == in[0] && mul->in[1] == in[1]) p->member[p->count++] = j;
     }
+    p->member[p->count++] = i;
 }
 
 static const struct {
@@ -147,11 +151,14 @@ static void bring_together(tpi_ir *ir, const party *p) {
     uint32_t to = first;
     if (last - first > WITHIN || !find_needed(ir, p, first, last, needed)) return;
     memcpy(old, &ir->insts[first], (last - first + 1) * sizeof *old);
-    for (int turn = 0; turn < 3; turn++) {
-        for (uint32_t i = first; i <= last; i++)
-            if ((needed[i - first] ? 0 : belongs(p, i) ? 1 : 2) == turn) append(ir, &old[i - first], &to);
-        for (uint32_t k = 1; turn == 1 && k < p->count; k++) ir->insts[to - 1 - k].with = k;
+    for (uint32_t i = first; i <= last; i++)
+        if (needed[i - first]) append(ir, &old[i - first], &to);
+    for (uint32_t k = 0; k < p->count; k++) {
+        append(ir, &old[p->member[k] - first], &to);
+        ir->insts[to - 1].with = p->count - 1 - k;
     }
+    for (uint32_t i = first; i <= last; i++)
+        if (!needed[i - first] && !belongs(p, i)) append(ir, &old[i - first], &to);
 }
 
 /* Whether it is a product that makes little of much, as the gradient of an adapter. */

@@ -41,6 +41,7 @@ __device__ __forceinline__ float reduce_row(const float (&x)[N], int half, int e
 
 /* Rows that do not count and columns behind the slice's last get exponentials that nobody reads. */
 struct take_tiles {
+    static constexpr bool reads = false;
     slice_args args;
     float2 *parts;
 

@@ -4,6 +4,7 @@
  * Of more ranks than a block has room for, h is a product of its own between these (linear_lora_wide.cuh),
  * and y = x·w + h·b a sum of two. */
 #include "backend/cuda/hopper_launch.cuh"
+#include "backend/cuda/linear_lora_gated.cuh"
 #include "backend/cuda/linear_lora_split.cuh"
 #include "backend/cuda/linear_lora_wide.cuh"
 #include "backend/cuda/lora.h"
@@ -198,18 +199,35 @@ tp_status start_wide(const tpi_lora_layers &all, const pieces &at, const split_j
     return start_tiles<W>(launch, room, maps, job, keep);
 }
 
-template <class L> tp_status run(const tpi_lora_layers &all) {
+template <class L, class Ending> tp_status run(const tpi_lora_layers &all, const Ending &ending) {
     const tpi_launch *launch = &all.launch[0];
     const pieces at = pieces_of(all, L::ranks);
     int clusters = 0; /* that can be there at once: tiles wait for each other */
-    TPI_TRY((find_room<L, store_tiles>(launch, &clusters)));
+    TPI_TRY((find_room<L, Ending>(launch, &clusters)));
     const lora_job job = job_of<L>(all, at, clusters);
     const split_job split = split_of<L>(all, at, job);
     tile_maps maps = {};
     if (!make_maps<L>(&maps, all, at, split)) return no_maps(launch, "linear_lora");
     TPI_TRY(start_split(all, split));
     if (is_wide(all)) TPI_TRY(start_wide(all, at, split));
-    return start_tiles<L>(launch, clusters, maps, job, store_tiles());
+    return start_tiles<L>(launch, clusters, maps, job, ending);
+}
+
+template <class L> tp_status run(const tpi_lora_layers &all) {
+    return run<L>(all, store_tiles());
+}
+
+/* Of the gradients by gate and up, w's rows run along their columns. */
+template <class L> tp_status run_gated(const tpi_lora_layers &all) {
+    const tpi_gate &gate = *all.gate;
+    const tpi_layer &l = all.layer[0];
+    const encode_fn f = encoder();
+    gate_gradients ending = {};
+    ending.dgate = (bf16 *)gate.dgate, ending.dup = (bf16 *)gate.dup, ending.y = (bf16 *)gate.y;
+    if (!f || !encode(f, &ending.gate, gate.gate, l.m, l.n, l.n, tile_rows) ||
+        !encode(f, &ending.up, gate.up, l.m, l.n, l.n, tile_rows))
+        return no_maps(&all.launch[0], "linear_lora");
+    return run<L>(all, ending);
 }
 
 /* What tiles of so many columns take together: their turns, each of which costs its columns and, to begin and
@@ -227,6 +245,9 @@ int room_for(const tpi_lora_layers &all) {
 
 /* Halves of tiles of 224 columns are no whole number of what a thread stores at once. */
 template <bool OUTER_W> tp_status run_any(const tpi_lora_layers &all) {
+    if (OUTER_W && all.gate)
+        return room_for(all) > 16 ? run_gated<layout<256, ranks_in_block, true>>(all)
+                                  : run_gated<layout<256, 16, true>>(all);
     const int64_t wide = cost(all, 256), middle = all.twins ? wide : cost(all, 224), narrow = cost(all, 128);
     const bool widest = wide <= middle && wide <= narrow;
     if (room_for(all) > 16)
@@ -274,6 +295,12 @@ bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *all) {
         fits = l[i].m < INT_MAX - pair_rows && l[i].n < INT_MAX / 256 && l[i].k < INT_MAX / 256 &&
                l[i].n >= 64 && l[i].k > 0 && l[i].rank > 0 && places_of(&all->launch[i], l[i]) % 16 == 0 &&
                l[i].mw.leading % 8 == 0 && (i == 0 || alike(*all, i));
+    if (all->gate) {
+        const tpi_gate *g = all->gate;
+        const uintptr_t places =
+            (uintptr_t)g->gate | (uintptr_t)g->up | (uintptr_t)g->dgate | (uintptr_t)g->dup | (uintptr_t)g->y;
+        fits = fits && !l->mw.transposed && l->n % 8 == 0 && places % 16 == 0;
+    }
     if (!fits || all->count == 1) return fits;
     return !is_wide(*all) && pieces_of(*all, ranks_in_block).end <= tpi_cuda_lora_hopper_scratch(l);
 }

@@ -62,8 +62,8 @@ __device__ __forceinline__ int low_rank_steps(const lora_job &p) {
     return (p.h_columns + tile_inner - 1) / tile_inner;
 }
 
-/* Makers of h first; then, for a few pairs of row blocks at once, column after column. Where sums wait for it,
- * a division counts: mostly there is one. */
+/* Makers of h first; then, for a few pairs of row blocks at once, column after column. Where sums wait for
+ * it, a division counts: mostly there is one. */
 __device__ __forceinline__ tile tile_of(const lora_job &p, int i) {
     if (i < p.pairs * p.makers) return {i / p.makers, i % p.makers};
     i -= p.pairs * p.makers;
@@ -106,7 +106,8 @@ __device__ __forceinline__ void fetch_half(const ring<L> &at, const CUtensorMap 
                  at.full(), 3);
 }
 
-template <class L> __device__ void fetch(const tile_maps &maps, const lora_job &p, ring<L> at) {
+template <class L, class Ending>
+__device__ void fetch(const tile_maps &maps, const lora_job &p, ring<L> at, const Ending &ending) {
     const int rank = cluster_rank();
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2) {
         const tile t = tile_of(p, i);
@@ -130,6 +131,7 @@ template <class L> __device__ void fetch(const tile_maps &maps, const lora_job &
             barrier_expect(at.full(), L::w_bytes);
             fetch_half(at, &maps.b[half], c, column, rank);
         }
+        if constexpr (Ending::reads) ending.fetch(at, row, t.column * L::columns);
     }
 }
 
@@ -306,7 +308,8 @@ template <class L> __device__ void publish(const lora_job &p, const float (&h)[L
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.ready + block) : "memory");
 }
 
-/* `ending` takes a warpgroup's 64 rows of a tile from its registers. */
+/* `ending` takes a warpgroup's 64 rows of a tile from its registers; what it reads itself comes through the
+ * ring. */
 template <class L, class Ending>
 __device__ void make_tiles(const lora_job &p, ring<L> at, const Ending &ending) {
     uint32_t parity = 0;
@@ -322,7 +325,11 @@ __device__ void make_tiles(const lora_job &p, ring<L> at, const Ending &ending) 
         const int left = p.steps - before - making;
         multiply<false>(sum, h, at, left + low_rank_steps(p), left, parity, making > 0);
         const tile t = tile_of(p, i);
-        ending(p, sum, (2 * t.pair + cluster_rank()) * tile_rows, t.column);
+        const int row0 = (2 * t.pair + cluster_rank()) * tile_rows;
+        if constexpr (Ending::reads)
+            ending(p, sum, row0, t.column, at);
+        else
+            ending(p, sum, row0, t.column);
         /* Only now: who prepares the next h would read in these stores' way. */
         if (threadIdx.x % group == 0) barrier_arrive(at.h_empty());
     }
@@ -356,7 +363,7 @@ __global__ __launch_bounds__(threads, 1) void tile_kernel(const __grid_constant_
     wait_for_previous();
     if (threadIdx.x < group) {
         fewer_registers<104>();
-        if (threadIdx.x == 0) fetch(maps, p, at);
+        if (threadIdx.x == 0) fetch(maps, p, at, ending);
         if (threadIdx.x >= 32 && p.rank > 0) prepare(p, at);
     } else {
         more_registers<200>();

@@ -85,6 +85,7 @@ __device__ __forceinline__ void store_twins(const lora_job &p, const float (&sum
 
 /* A tile of rows from row0 on, column `tile` of tiles, goes to y. */
 struct store_tiles {
+    static constexpr bool reads = false;
     template <int N>
     __device__ __forceinline__ void operator()(const lora_job &p, const float (&sum)[N], int row0,
                                                int tile) const {

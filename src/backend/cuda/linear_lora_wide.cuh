@@ -19,6 +19,7 @@ constexpr int wide_leading(int rank) {
 
 /* How a tile ends: its ranks are split, and given to who wants them for themselves. */
 struct keep_low_rank {
+    static constexpr bool reads = false;
     bf16 *h; /* [m, wide_leading(rank)] */
     int rank;
     bool ones;

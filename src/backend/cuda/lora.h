@@ -15,20 +15,28 @@ extern "C" {
 tp_status tpi_cuda_lora_tensor(const tpi_launch *launch);
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step);
 
+/* silu(gate) · up and its gradients, all [m, n]; of what is written NULL: not wanted. */
+typedef struct tpi_gate {
+    const void *gate, *up;
+    void *dgate, *dup, *y;
+} tpi_gate;
+
 /* LINEAR_LORA layers that are one product: one, two of the same x, or up to three that are summed. */
 #define TPI_LAYERS_AT_ONCE 3
 typedef struct tpi_lora_layers {
     tpi_launch launch[TPI_LAYERS_AT_ONCE]; /* of each one's step */
     tpi_layer layer[TPI_LAYERS_AT_ONCE];
     int count;
-    bool twins;  /* two layers of one x, each with its y; else they are summed */
-    bool steady; /* no step of the plan before them writes their a, b and biases */
-    void *sum;   /* where the sum goes; NULL: into the first layer's y */
-    void *gated; /* silu(y of the first) · y of the second, too; NULL: not wanted */
+    bool twins;           /* two layers of one x, each with its y; else they are summed */
+    bool steady;          /* no step of the plan before them writes their a, b and biases */
+    void *sum;            /* where the sum goes; NULL: into the first layer's y */
+    void *gated;          /* silu(y of the first) · y of the second, too; NULL: not wanted */
+    const tpi_gate *gate; /* y, which is not written, is the gradient of this; NULL: it is not */
 } tpi_lora_layers;
 
 /* Such layers on Hopper, with output 1 where that is wanted, if tpi_cuda_lora_hopper_fits says so: what
- * tpi_cuda_lora_tensor_accepts, with bf16 w. Invariant: what is written lies apart from all that is read. */
+ * tpi_cuda_lora_tensor_accepts, with bf16 w. Invariant: what is written lies apart from all that is read, but
+ * for gate and up: there it may lie in one's place. */
 tp_status tpi_cuda_lora_hopper(const tpi_lora_layers *layers);
 bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *layers);
 size_t tpi_cuda_lora_hopper_scratch(const tpi_layer *layer);

@@ -4,6 +4,7 @@
 #include "backend/cuda/device.cuh"
 #include "backend/cuda/early.cuh"
 #include "backend/cuda/groups.h"
+#include "backend/cuda/silu_mul.cuh"
 
 namespace {
 
@@ -22,11 +23,8 @@ template <typename T, int V> __device__ __forceinline__ void gradients(const ope
     values dgate, dup, y;
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        const float x = to_f32(gate.at[j]), d = to_f32(dy.at[j]);
-        const float s = 1.0f / (1.0f + __expf(-x));
-        dgate.at[j] = from_f32<T>(d * to_f32(up.at[j]) * s * (1.0f + x * (1.0f - s)));
-        dup.at[j] = from_f32<T>(d * x * s);
-        y.at[j] = from_f32<T>(x * s * to_f32(up.at[j]));
+        const silu_mul_numbers n = silu_mul_gradients(to_f32(gate.at[j]), to_f32(up.at[j]), to_f32(dy.at[j]));
+        dgate.at[j] = from_f32<T>(n.dgate), dup.at[j] = from_f32<T>(n.dup), y.at[j] = from_f32<T>(n.y);
     }
     if (o.dgate) *(values *)(o.dgate + i) = dgate;
     if (o.dup) *(values *)(o.dup + i) = dup;
