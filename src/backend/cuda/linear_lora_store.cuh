@@ -4,6 +4,7 @@
 #define TAPER_BACKEND_CUDA_LINEAR_LORA_STORE_CUH
 
 #include "backend/cuda/linear_lora_job.cuh"
+#include "backend/cuda/silu_mul.cuh"
 
 namespace {
 
@@ -58,8 +59,8 @@ __device__ __forceinline__ void store_row(const lora_job &p, const float (&sum)[
 __device__ __forceinline__ uint32_t silu_mul(uint32_t gate, uint32_t up) {
     const float g[2] = {__uint_as_float(gate << 16), __uint_as_float(gate & 0xffff0000u)};
     const float u[2] = {__uint_as_float(up << 16), __uint_as_float(up & 0xffff0000u)};
-    return pair_of(__float2bfloat16_rn(__fdividef(g[0], 1.0f + __expf(-g[0])) * u[0]),
-                   __float2bfloat16_rn(__fdividef(g[1], 1.0f + __expf(-g[1])) * u[1]));
+    return pair_of(__float2bfloat16_rn(g[0] * fast_sigmoid(g[0]) * u[0]),
+                   __float2bfloat16_rn(g[1] * fast_sigmoid(g[1]) * u[1]));
 }
 __device__ __forceinline__ uint4 silu_mul(uint4 gate, uint4 up) {
     return {silu_mul(gate.x, up.x), silu_mul(gate.y, up.y), silu_mul(gate.z, up.z), silu_mul(gate.w, up.w)};
