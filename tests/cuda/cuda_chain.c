@@ -1,6 +1,6 @@
 /* Fused pointwise chains over many elements on a GPU, beside the CPU's: as many elements a thread as where
  * the operands lie allows, with a vector along the rows, and with more values at a time than cells have room
- * for. */
+ * for. The first run is interpreted; where NVRTC is, the others are compiled, which must not change a bit. */
 #include "compare.h"
 
 #define RUNS   3  /* the last of them captured */
@@ -51,22 +51,25 @@ static void evaluate(const operands *o, tp_tensor *out[2]) {
 static void compare_shape(tp_device *cpu, tp_device *gpu, const shape *s) {
     const double most = s->dtype == TP_F32 ? 1e-5 : 0x1p-7;
     operands here = make(cpu, s), there = make(gpu, s);
-    tp_tensor *wanted[2], *got[2];
+    tp_tensor *wanted[2], *first[2], *got[2];
     double worst = 0;
     evaluate(&here, wanted);
+    evaluate(&there, first);
     for (int run = 0; run < RUNS; run++) {
         evaluate(&there, got);
         for (int i = 0; i < 2; i++) {
             const double apart = distance(got[i], wanted[i]);
             worst = fmax(worst, apart);
-            checks++;
+            checks += 2;
             if (!(apart <= most))
                 faults++, printf("FAIL chain %d, run %d: %.3g of its largest value apart\n", i, run, apart);
+            if (distance(got[i], first[i]) != 0)
+                faults++, printf("FAIL chain %d, run %d: not what the first run gave\n", i, run);
             tp_tensor_release(got[i]);
         }
     }
     printf("%s %d x %d: within %.2g\n", tp_dtype_name(s->dtype), (int)s->rows, (int)s->columns, worst);
-    for (int i = 0; i < 2; i++) tp_tensor_release(wanted[i]);
+    for (int i = 0; i < 2; i++) tp_tensor_release(wanted[i]), tp_tensor_release(first[i]);
     release(&here), release(&there);
 }
 

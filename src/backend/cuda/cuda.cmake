@@ -51,11 +51,25 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
+# The formulas as text, for kernels that are compiled at run time.
+set(TAPER_CUDA_TEXTS ${CMAKE_BINARY_DIR}/cuda)
+set(formulas ${CMAKE_CURRENT_LIST_DIR}/pointwise_table.h ${CMAKE_CURRENT_LIST_DIR}/pointwise_formulas.cuh)
+set(text "")
+foreach(file ${formulas})
+  file(READ ${file} more)
+  string(APPEND text "${more}")
+endforeach()
+string(REGEX REPLACE "([\\\"])" "\\\\\\1" text "${text}")
+string(REPLACE "\n" "\\n\"\n\"" text "${text}")
+file(CONFIGURE OUTPUT ${TAPER_CUDA_TEXTS}/pointwise_formulas.h @ONLY
+     CONTENT "static const char pointwise_formulas[] = \"@text@\";\n")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${formulas})
+
 file(GLOB TAPER_CUDA_SOURCES CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} src/backend/cuda/*.c src/backend/cuda/*.cu)
 add_library(taper_cuda MODULE ${TAPER_CUDA_SOURCES} src/backend/table.c)
 set_target_properties(taper_cuda PROPERTIES CUDA_STANDARD 17 CUDA_VISIBILITY_PRESET hidden
                       CUDA_RUNTIME_LIBRARY Static LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
-target_include_directories(taper_cuda PRIVATE include src)
+target_include_directories(taper_cuda PRIVATE include src ${TAPER_CUDA_TEXTS})
 target_include_directories(taper_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(taper_cuda PRIVATE _GNU_SOURCE TAPER_VERSION="${PROJECT_VERSION}")
 target_compile_options(taper_cuda PRIVATE

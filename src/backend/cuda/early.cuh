@@ -47,24 +47,32 @@ static inline void allow_shared(const void *kernel, size_t bytes) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
 }
 
+/* A launch that may begin early, in a capture. */
+struct early_launch {
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+
+    early_launch(const tpi_cuda *cuda, dim3 grid, const block_shape &block) {
+        cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+        cudaStreamIsCapturing(cuda->stream, &capture);
+        config.gridDim = grid, config.blockDim = block.threads, config.dynamicSmemBytes = block.bytes;
+        config.stream = cuda->stream;
+        config.attrs = attributes;
+        if (cuda->capability >= 90 && capture == cudaStreamCaptureStatusActive) {
+            attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+            attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+        }
+        if (block.cluster > 1) {
+            attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+            attributes[config.numAttrs++].val.clusterDim = {block.cluster, 1, 1};
+        }
+    }
+};
+
 template <typename... P, typename... A>
 void start_early(const tpi_cuda *cuda, void (*kernel)(P...), dim3 grid, block_shape block, A... args) {
-    cudaLaunchAttribute attributes[2] = {};
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    cudaStreamIsCapturing(cuda->stream, &capture);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = block.threads, config.dynamicSmemBytes = block.bytes;
-    config.stream = cuda->stream;
-    config.attrs = attributes;
-    if (cuda->capability >= 90 && capture == cudaStreamCaptureStatusActive) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (block.cluster > 1) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs++].val.clusterDim = {block.cluster, 1, 1};
-    }
-    cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+    const early_launch launch(cuda, grid, block);
+    cudaLaunchKernelEx(&launch.config, kernel, static_cast<P>(args)...);
 }
 
 #endif

@@ -1,20 +1,10 @@
-/* Opens NVIDIA's libraries once a process and keeps a device's handles and plans.
- *
- * A table of functions is an array of pointers in the order of its list of names, so one loop fills any
- * table. */
+/* cuBLASLt, opened once a process, and a device's handles and plans. */
 #include "backend/cuda/libraries.h"
+#include "backend/cuda/library.h"
 #include "core/alloc.h"
 #include "core/hash.h"
 
-#include <dlfcn.h>
 #include <string.h>
-
-typedef struct library {
-    const char *const *files; /* names to try, ended by NULL */
-    const char *const *names; /* of the functions, ended by NULL */
-    void *table;              /* a pointer for each name */
-    bool complete;
-} library;
 
 #define TPI_NAME(name) #name,
 static const char *const cublaslt_files[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
@@ -22,34 +12,10 @@ static const char *const cublaslt_names[] = {TPI_CUBLASLT_FUNCTIONS(TPI_NAME) NU
 #undef TPI_NAME
 
 static tpi_cublaslt_api cublaslt_table;
-static library cublaslt = {cublaslt_files, cublaslt_names, &cublaslt_table, false};
-
-/* The first file that opens. */
-static void *open_any(const library *lib) {
-    for (int i = 0; lib->files[i]; i++) {
-        void *handle = dlopen(lib->files[i], RTLD_NOW | RTLD_LOCAL);
-        if (handle) return handle;
-    }
-    return NULL;
-}
-
-/* An opened library stays open: plans and handles live in it until the process ends. */
-static void load(library *lib) {
-    void *handle = open_any(lib);
-    if (!handle) return;
-    for (int i = 0; lib->names[i]; i++) {
-        void *function = dlsym(handle, lib->names[i]);
-        if (!function) {
-            dlclose(handle);
-            return;
-        }
-        memcpy((char *)lib->table + (size_t)i * sizeof function, &function, sizeof function);
-    }
-    lib->complete = true;
-}
+static tpi_library cublaslt = {cublaslt_files, cublaslt_names, &cublaslt_table, false};
 
 static void load_cublaslt(void) {
-    load(&cublaslt);
+    tpi_library_load(&cublaslt);
 }
 
 const tpi_cublaslt_api *tpi_cublaslt(void) {

@@ -1,4 +1,5 @@
-/* Fused pointwise chains: an interpreter that runs a short program on a few elements a thread.
+/* Fused pointwise chains: an interpreter that runs a short program on a few elements a thread. Long ones that
+ * come again are compiled where there is a compiler (chain_compiled.c).
  *
  * The trick is where the program's registers live. A thread's own registers cannot be indexed at run time, so
  * those of the program are cells of shared memory, apart from the latest result: it stays in the thread, and
@@ -7,6 +8,7 @@
  * their way at once whatever branches their dtypes take, and they are converted when they are read.
  *
  * A thread reads and writes its own cells alone, so nothing waits for other threads. */
+#include "backend/cuda/chain_compiled.h"
 #include "backend/cuda/early.cuh"
 #include "backend/cuda/pointwise_chain.h"
 #include "backend/cuda/layout.cuh"
@@ -224,6 +226,43 @@ template <int V> tp_status start(const tpi_launch *launch, const program &p, int
     return tpi_cuda_launched(launch);
 }
 
+/* ---- compiled ---- */
+
+/* Whether a compiled kernel serves: rows of packs. */
+bool may_compile(const tpi_launch *launch, const layout<TPI_CHAIN_INPUTS> &at) {
+    return at.count >= MANY && at.rank <= 2 && can_pack(launch, at, TPI_CHAIN_PACK);
+}
+
+tpi_chain_shape shape_of(const tpi_step *step, const tpi_attr_chain &chain,
+                         const layout<TPI_CHAIN_INPUTS> &at) {
+    tpi_chain_shape shape = {};
+    shape.length = (uint8_t)chain.length, shape.n_in = (uint8_t)step->n_in;
+    shape.out_dtype = tpi_out_operand(step, 0)->dtype, shape.rows = at.rank > 1;
+    for (int k = 0; k < step->n_in; k++)
+        shape.dtype[k] = step->operands[k].dtype, shape.stays[k] = at.stride[0][k] == 0;
+    for (int n = 0; n < chain.length; n++) {
+        const tpi_chain_step &from = chain.steps[n];
+        shape.steps[n] = {from.op, from.dst, from.a, from.b, from.c, from.how, 0};
+    }
+    return shape;
+}
+
+tp_status start_compiled(const tpi_launch *launch, cudaKernel_t kernel, const tpi_attr_chain &chain,
+                         const layout<TPI_CHAIN_INPUTS> &at) {
+    tpi_chain_arguments args = {};
+    args.count = at.count, args.inner = (int64_t)at.size[0].size;
+    args.out = tpi_out(launch, 0);
+    for (int k = 0; k < launch->step->n_in; k++) {
+        args.in[k] = tpi_in(launch, k);
+        if (at.rank > 1) args.outer[k] = at.stride[1][k];
+    }
+    for (int n = 0; n < chain.length; n++) args.s[n] = (float)chain.steps[n].s;
+    const int64_t blocks = tpi_div_up(at.count, TPI_CHAIN_THREADS * TPI_CHAIN_PACK);
+    const early_launch start(tpi_cuda_of(launch), (unsigned)blocks, TPI_CHAIN_THREADS);
+    void *all[] = {&args};
+    return tpi_cuda_check(cudaLaunchKernelExC(&start.config, (const void *)kernel, all), launch);
+}
+
 } // namespace
 
 tp_status tpi_cuda_run_chain(const tpi_launch *launch) {
@@ -237,6 +276,12 @@ tp_status tpi_cuda_run_chain(const tpi_launch *launch) {
     p.out = tpi_out(launch, 0);
     p.out_dtype = y->dtype;
     for (int k = 0; k < p.n_in; k++) p.in[k] = tpi_in(launch, k), p.dtype[k] = step->operands[k].dtype;
+    if (may_compile(launch, p.at)) {
+        const tpi_chain_shape shape = shape_of(step, chain, p.at);
+        cudaKernel_t kernel;
+        TPI_TRY(tpi_cuda_compiled_chain(launch, &shape, &kernel));
+        if (kernel) return start_compiled(launch, kernel, chain, p.at);
+    }
     const bool packed = can_pack(launch, p.at, PACK);
     const bool more = y->count >= MANY && can_pack(launch, p.at, LONG_PACK);
     const int cells = compile(&chain, &p);
