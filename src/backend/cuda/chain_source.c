@@ -1,16 +1,16 @@
 /* Formulas are those of the kernels that are compiled beforehand: their files are part of the text. */
 #include "backend/cuda/chain_source.h"
+#include "backend/cuda/pointwise_table.h"
 #include "core/alloc.h"
 #include "core/error.h"
-#include "backend/cuda/pointwise_table.h"
-#include "pointwise_formulas.h" /* the table and pointwise_formulas.cuh as text */
 #include "taper/ops.h"
 
+#include <chain_text.h> /* made by cuda.cmake: the table, the formulas and chain_prelude.cuh */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-#define ROOM (32 << 10) /* for all but the formulas; the longest chain takes a half */
+#define ROOM (16 << 10) /* for all but the files; the longest chain takes a third */
 
 typedef struct text {
     char *at;
@@ -39,54 +39,13 @@ static void append_names(text *t) {
 #undef X
 }
 
-/* ---- what the kernel is written with ---- */
+/* ---- the kernel ---- */
 
-static const char prelude[] =
-    "struct bf16 { unsigned short bits; };\n"
-    "struct f16 { unsigned short bits; };\n"
-    "__device__ float to_f32(float x) { return x; }\n"
-    "__device__ float to_f32(unsigned char x) { return (float)x; }\n"
-    "__device__ float to_f32(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }\n"
-    "__device__ float to_f32(f16 x) { float y; asm(\"cvt.f32.f16 %0, %1;\" : \"=f\"(y) : \"h\"(x.bits)); "
-    "return y; }\n"
-    "__device__ void round_to(float &y, float x) { y = x; }\n"
-    "__device__ void round_to(unsigned char &y, float x) { y = __float2uint_rz(fminf(fmaxf(x, 0.0f), "
-    "255.0f)); }\n"
-    "__device__ void round_to(bf16 &y, float x) { asm(\"cvt.rn.bf16.f32 %0, %1;\" : \"=h\"(y.bits) : "
-    "\"f\"(x)); }\n"
-    "__device__ void round_to(f16 &y, float x) { asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(y.bits) : "
-    "\"f\"(x)); }\n"
-    "template <typename T> struct alignas(sizeof(T) > 1 ? 16 : 8) pack { T at[8]; };\n"
-    "template <typename T> __device__ void load(float (&r)[8], const T *from) {\n"
-    "    const pack<T> p = *(const pack<T> *)from;\n"
-    "    for (int j = 0; j < 8; j++) r[j] = to_f32(p.at[j]);\n"
-    "}\n"
-    "template <typename T> __device__ void spread(float (&r)[8], const T *from) {\n"
-    "    const float x = to_f32(*from);\n"
-    "    for (int j = 0; j < 8; j++) r[j] = x;\n"
-    "}\n"
-    "template <typename T> __device__ void store(T *to, const float (&r)[8]) {\n"
-    "    pack<T> p;\n"
-    "    for (int j = 0; j < 8; j++) round_to(p.at[j], r[j]);\n"
-    "    *(pack<T> *)to = p;\n"
-    "}\n"
-    /* Opaque between operations: no two are contracted to one, so the bits are those of one after another. */
-    "template <int OP> __device__ void apply(float (&r)[8], const float (&a)[8], const float (&b)[8],\n"
-    "                                        const float (&c)[8], float s, int how) {\n"
-    "    for (int j = 0; j < 8; j++) {\n"
-    "        float y = formula<OP>::template of<float>(a[j], b[j], c[j], s, how);\n"
-    "        asm(\"\" : \"+f\"(y));\n"
-    "        r[j] = y;\n"
-    "    }\n"
-    "}\n";
-
-_Static_assert(TPI_CHAIN_PACK == 8, "the text above has packs of eight");
+_Static_assert(TPI_CHAIN_PACK == 8, "chain_prelude.cuh has packs of eight");
 
 static const char *type_of(int dtype) {
     return dtype == TP_F32 ? "float" : dtype == TP_BF16 ? "bf16" : dtype == TP_F16 ? "f16" : "unsigned char";
 }
-
-/* ---- the kernel ---- */
 
 static void append_head(text *t, const tpi_chain_shape *shape, bool early) {
     append(t, "struct arguments {\n    long long count, inner, outer[%d];\n    const void *in[%d];\n",
@@ -114,11 +73,12 @@ static void append_input(text *t, const tpi_chain_shape *shape, int k) {
 }
 
 tp_status tpi_chain_source(const tpi_chain_shape *shape, bool early, char **out) {
-    const size_t bytes = sizeof pointwise_formulas + ROOM;
-    text t = { *out = tpi_malloc(bytes), bytes};
+    const size_t bytes = sizeof chain_text + ROOM;
+    text t = {tpi_malloc(bytes), bytes};
+    *out = t.at;
     if (!t.at) return TP_ENOMEM;
     append_names(&t);
-    append(&t, "%s%s", pointwise_formulas, prelude);
+    append(&t, "%s", chain_text);
     append_head(&t, shape, early);
     for (int k = 0; k < shape->n_in; k++) append_input(&t, shape, k);
     for (int n = 0; n < shape->length; n++)

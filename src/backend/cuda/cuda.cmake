@@ -51,19 +51,17 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
-# The formulas as text, for kernels that are compiled at run time.
+# Files as text, for kernels that are compiled at run time.
 set(TAPER_CUDA_TEXTS ${CMAKE_BINARY_DIR}/cuda)
-set(formulas ${CMAKE_CURRENT_LIST_DIR}/pointwise_table.h ${CMAKE_CURRENT_LIST_DIR}/pointwise_formulas.cuh)
 set(text "")
-foreach(file ${formulas})
-  file(READ ${file} more)
+foreach(file pointwise_table.h pointwise_formulas.cuh chain_prelude.cuh)
+  file(READ ${CMAKE_CURRENT_LIST_DIR}/${file} more)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/${file})
   string(APPEND text "${more}")
 endforeach()
 string(REGEX REPLACE "([\\\"])" "\\\\\\1" text "${text}")
 string(REPLACE "\n" "\\n\"\n\"" text "${text}")
-file(CONFIGURE OUTPUT ${TAPER_CUDA_TEXTS}/pointwise_formulas.h @ONLY
-     CONTENT "static const char pointwise_formulas[] = \"@text@\";\n")
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${formulas})
+file(CONFIGURE OUTPUT ${TAPER_CUDA_TEXTS}/chain_text.h @ONLY CONTENT "static const char chain_text[] = \"@text@\";\n")
 
 file(GLOB TAPER_CUDA_SOURCES CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} src/backend/cuda/*.c src/backend/cuda/*.cu)
 add_library(taper_cuda MODULE ${TAPER_CUDA_SOURCES} src/backend/table.c)
