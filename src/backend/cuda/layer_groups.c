@@ -1,7 +1,7 @@
 /* Which adapted layers of a plan are one product: two of one x, as gate and up with the silu·mul behind them,
  * or k and v; those whose sum is the next step, as the gradients by one x; one with the gradients by gate and
- * up behind it. The planner brings such steps
- * together (gather.c). A step is recognised by where its operands lie. */
+ * up behind it. The planner brings such steps together (gather.c). A step is recognised by where its operands
+ * lie. */
 #include "backend/cuda/groups.h"
 #include "backend/cuda/lora.h"
 
@@ -135,52 +135,61 @@ static bool take_twins(window *w) {
     return true;
 }
 
+/* ---- the gradients by gate and up behind a layer ---- */
+
 static bool is_like(const tpi_operand *a, const tpi_operand *b) {
     return a->contiguous && b->contiguous && a->dtype == b->dtype && a->count == b->count;
 }
 
-/* What the pass writes lies where it may: apart from what the layer reads and from each other, and of gate
- * and up apart or in one's place. */
-static bool lies_well(const window *w, const tpi_range *out, int n, const tpi_step *grad) {
-    for (int i = 0; i < n; i++)
-        for (int k = 0; k < 2; k++)
-            if (!tpi_same_or_apart(out[i], tpi_range_of_input(w->bound, grad, k))) return false;
-    return outputs_apart(w, out, n);
+/* The gradient of silu(gate)·up for which the layer's y is what comes from above. */
+static bool is_gate_gradient(const window *w, const tpi_step *grad) {
+    const tpi_step *layer = w->layers.launch[0].step;
+    if (!grad || grad->op != TPI_SILU_MUL_GRAD) return false;
+    for (int k = 0; k < 3; k++)
+        if (!is_like(tpi_in_operand(grad, k), tpi_out_operand(layer, 0))) return false;
+    return tpi_bound_in(w->bound, grad, 2) == tpi_bound_out(w->bound, layer, 0);
 }
 
-/* The gradients by gate and up where the layer's y is the gradient of silu(gate)·up, with that product where
- * it is made again. */
+/* silu(gate)·up, made again. */
+static bool makes_gated(const window *w, const tpi_step *mul, const tpi_step *grad) {
+    for (int k = 0; k < 2; k++)
+        if (tpi_bound_in(w->bound, mul, k) != tpi_bound_in(w->bound, grad, k)) return false;
+    return is_like(tpi_in_operand(mul, 0), tpi_out_operand(mul, 0)) &&
+           is_like(tpi_in_operand(mul, 1), tpi_out_operand(mul, 0));
+}
+
+/* What is written lies apart from what the layer reads and from each other, and of gate and up apart or in
+ * one's place; y, which is not written, nobody reads. */
+static bool gate_lies_well(const window *w) {
+    const tpi_gate *gate = &w->gate;
+    const void *read[] = {gate->gate, gate->up}, *written[] = {gate->dgate, gate->dup, gate->y};
+    const tpi_range y = tpi_range_of_output(w->bound, w->layers.launch[0].step, 0);
+    const int64_t bytes = (int64_t)(y.end - y.begin);
+    tpi_range out[3];
+    bool over_y = false;
+    int n = 0;
+    for (int i = 0; i < 3; i++) {
+        if (!written[i]) continue;
+        out[n] = tpi_range_of(written[i], bytes);
+        for (int k = 0; k < 2; k++)
+            if (!tpi_same_or_apart(out[n], tpi_range_of(read[k], bytes))) return false;
+        over_y = over_y || out[n].begin == y.begin;
+        n++;
+    }
+    return outputs_apart(w, out, n) && (over_y || !tpi_read_later(w->bound, y, w->end));
+}
+
 static bool take_gate(window *w) {
     if (!take_layer(w, w->first)) return false;
-    const tpi_step *layer = w->layers.launch[0].step, *mul = step_at(w, w->first + 1), *grad = mul;
-    if (mul && mul->op == TPI_SILU_MUL)
-        grad = step_at(w, w->first + 2);
-    else
-        mul = NULL;
-    if (!grad || grad->op != TPI_SILU_MUL_GRAD) return false;
-    const tpi_range y = tpi_range_of_output(w->bound, layer, 0);
-    if ((uintptr_t)tpi_bound_in(w->bound, grad, 2) != y.begin) return false;
-    for (int k = 0; k < 3; k++) {
-        if (!is_like(tpi_in_operand(grad, k), tpi_out_operand(layer, 0))) return false;
-        if (mul && k < 2 && tpi_bound_in(w->bound, mul, k) != tpi_bound_in(w->bound, grad, k)) return false;
-    }
-    if (mul && !is_like(tpi_in_operand(mul, 0), tpi_out_operand(mul, 0))) return false;
+    const tpi_step *next = step_at(w, w->first + 1), *mul = next && next->op == TPI_SILU_MUL ? next : NULL;
+    const tpi_step *grad = mul ? step_at(w, w->first + 2) : next;
+    if (!is_gate_gradient(w, grad) || (mul && !makes_gated(w, mul, grad))) return false;
+    w->end = w->first + (mul ? 3 : 2);
     w->gate = (tpi_gate){tpi_bound_in(w->bound, grad, 0), tpi_bound_in(w->bound, grad, 1),
                          tpi_bound_out(w->bound, grad, 0), tpi_bound_out(w->bound, grad, 1),
                          mul ? tpi_bound_out(w->bound, mul, 0) : NULL};
-    const void *written[] = {w->gate.dgate, w->gate.dup, w->gate.y};
-    tpi_range out[3];
-    int n = 0;
-    bool over_y = false;
-    for (int i = 0; i < 3; i++) {
-        if (!written[i]) continue;
-        out[n++] = tpi_range_of(written[i], (int64_t)(y.end - y.begin));
-        over_y = over_y || (uintptr_t)written[i] == y.begin;
-    }
-    w->end = w->first + (mul ? 3 : 2);
     w->layers.gate = &w->gate;
-    return lies_well(w, out, n, grad) && (over_y || !tpi_read_later(w->bound, y, w->end)) &&
-           tpi_cuda_lora_hopper_fits(&w->layers);
+    return gate_lies_well(w) && tpi_cuda_lora_hopper_fits(&w->layers);
 }
 
 static bool take_one(window *w) {

@@ -217,7 +217,7 @@ template <class L> tp_status run(const tpi_lora_layers &all) {
     return run<L>(all, store_tiles());
 }
 
-/* Of the gradients by gate and up, w's rows run along their columns. */
+/* With the gradients by gate and up. */
 template <class L> tp_status run_gated(const tpi_lora_layers &all) {
     const tpi_gate &gate = *all.gate;
     const tpi_layer &l = all.layer[0];
@@ -277,6 +277,15 @@ bool alike(const tpi_lora_layers &all, int i) {
     return !o.bias && l.k % tile_inner == 0 && o.k % tile_inner == 0;
 }
 
+/* Whether the gradients by gate and up may be the product's: copies of these start like those of x, and their
+ * tiles are made of w with its rows along the columns. */
+bool gate_fits(const tpi_lora_layers &all) {
+    const tpi_gate &g = *all.gate;
+    const uintptr_t places =
+        (uintptr_t)g.gate | (uintptr_t)g.up | (uintptr_t)g.dgate | (uintptr_t)g.dup | (uintptr_t)g.y;
+    return !all.layer[0].mw.transposed && all.layer[0].n % 8 == 0 && places % 16 == 0;
+}
+
 } // namespace
 
 /* Never less than a product of the library may use, so layers of one product find room in the first one's. */
@@ -295,12 +304,7 @@ bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *all) {
         fits = l[i].m < INT_MAX - pair_rows && l[i].n < INT_MAX / 256 && l[i].k < INT_MAX / 256 &&
                l[i].n >= 64 && l[i].k > 0 && l[i].rank > 0 && places_of(&all->launch[i], l[i]) % 16 == 0 &&
                l[i].mw.leading % 8 == 0 && (i == 0 || alike(*all, i));
-    if (all->gate) {
-        const tpi_gate *g = all->gate;
-        const uintptr_t places =
-            (uintptr_t)g->gate | (uintptr_t)g->up | (uintptr_t)g->dgate | (uintptr_t)g->dup | (uintptr_t)g->y;
-        fits = fits && !l->mw.transposed && l->n % 8 == 0 && places % 16 == 0;
-    }
+    if (all->gate) fits = fits && gate_fits(*all);
     if (!fits || all->count == 1) return fits;
     return !is_wide(*all) && pieces_of(*all, ranks_in_block).end <= tpi_cuda_lora_hopper_scratch(l);
 }

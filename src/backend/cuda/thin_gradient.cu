@@ -1,4 +1,5 @@
-/* xᵀ·g over many rows, where x [T, C] is wide and bf16 and g [T, R] thin: the gradients of adapters.
+/* xᵀ·g over many rows, where x [T, C] is wide and bf16 and g [T, R] thin: the gradients of adapters. On
+ * Hopper thin_gradient_hopper.cu comes first.
  *
  * More than 32 ranks of a bf16 g are work for the library; else x is read once for each 32. A block takes 64
  * columns and a share of the rows; its warps share these by 16 and each holds all sums of the 64 columns. x
