@@ -43,7 +43,7 @@ struct gradients {
 /* Columns of g's tile: an f32 g has high and low ones. */
 template <typename G, int RANKS> constexpr int tile_columns = sizeof(G) > 2 ? 2 * RANKS : RANKS;
 
-/* The ring: of each stage x, g and behind all stages two barriers. */
+/* Stages of x and g; behind them two barriers of each. */
 template <int N> struct ring {
     static constexpr int stage_bytes = x_bytes + step_rows * N * 2, stages = ring_bytes / stage_bytes;
     static constexpr int shared_bytes = stages * (stage_bytes + 16) + 1024; /* alignment */
@@ -205,8 +205,8 @@ __global__ __launch_bounds__(threads, 2) void gradients_kernel(const __grid_cons
     const int64_t begin = share * p.share_rows, end = min(begin + p.share_rows, p.rows);
     if (threadIdx.x == 0) {
         for (int i = 0; i < ring<N>::stages; i++) {
-            barrier_init(at.barriers + i * 16,
-                         1 + step_rows);               /* full: who fetches x, and bytes; who brings g */
+            /* full: who fetches x, and bytes; who brings g */
+            barrier_init(at.barriers + i * 16, 1 + step_rows);
             barrier_init(at.barriers + i * 16 + 8, 1); /* empty */
         }
         barriers_made();
@@ -262,6 +262,15 @@ int room_for(int64_t ranks) {
     return room;
 }
 
+/* Whether such a product may be launched with those so far. */
+bool belongs(const gradients &all, const thin_roles &roles, const tpi_operand *y) {
+    const bool wide = roles.g.dtype == TP_F32;
+    if (y->count == 0 || roles.g.columns > (wide ? most_ranks_f32 : most_ranks)) return false;
+    if (roles.x.rows > INT_MAX || roles.x.columns > INT_MAX) return false;
+    return all.count == 0 || (all.dtype == (int)roles.g.dtype && all.rounded == (y->dtype == TP_BF16) &&
+                              all.ranks == room_for(roles.g.columns));
+}
+
 /* The launch's step as one more of the group, whose steps so far are those from `first` on. */
 bool take(const tpi_launch *launch, const tpi_bound *bound, const tpi_step *first, encode_fn encoder,
           gradients *all) {
@@ -269,13 +278,7 @@ bool take(const tpi_launch *launch, const tpi_bound *bound, const tpi_step *firs
     const tpi_operand *y = tpi_out_operand(launch->step, 0);
     if (launch->step->kernel->run != tpi_cuda_thin_gradient || !thin_roles_of(launch->step, &roles))
         return false;
-    const int ranks = room_for(roles.g.columns), dtype = (int)roles.g.dtype;
-    const bool rounded = y->dtype == TP_BF16;
-    if (y->count == 0 || ranks > (dtype == TP_F32 ? most_ranks_f32 : most_ranks) || roles.x.rows > INT_MAX ||
-        roles.x.columns > INT_MAX)
-        return false;
-    if (all->count > 0 && (all->dtype != dtype || all->rounded != rounded || all->ranks != ranks))
-        return false;
+    if (!belongs(*all, roles, y)) return false;
     for (const tpi_step *other = first; other < launch->step; other++)
         if (!tpi_steps_apart(bound, other, launch->step)) return false;
     gradient_job *job = &all->of[all->count];
@@ -285,7 +288,8 @@ bool take(const tpi_launch *launch, const tpi_bound *bound, const tpi_step *firs
         !encode(encoder, &job->x, job->args.x, roles.x.rows, roles.x.columns, roles.x.leading, step_rows))
         return false;
     job->end = (all->count > 0 ? job[-1].end : 0) + (int)tpi_div_up(job->args.columns, block_columns);
-    all->dtype = dtype, all->rounded = rounded, all->ranks = ranks;
+    all->dtype = (int)roles.g.dtype, all->rounded = y->dtype == TP_BF16;
+    all->ranks = room_for(roles.g.columns);
     all->count++;
     return true;
 }
