@@ -2,22 +2,24 @@
  * cache.
  *
  * The trick: a few rows go from x to y at once. Their h = s·x·A is one vector of dot products, which the
- * accumulators of a tile become by one reduction, and whose elements are broadcast into the registers that
- * multiply B. So x is read once, y is written once, and h lives for a block of rows only. A and B are packed
- * alike: for each VW features one vector for each of the R columns of A, or rows of B. */
+ * accumulators of a tile become by one reduction, and whose elements are broadcast as they multiply B. So x
+ * is read once, y is written once, and h lives for a block of rows only. A and B are packed alike: for each
+ * VW features one vector for each of the R columns of A, or rows of B. */
 #include "backend/cpu/simd/gemm.h"
 
 #define UNIT  8 /* the rank is padded to 8 or 16 */
 #define PAIR  2 /* rows of x a tile */
 #define WIDE  (VW / PAIR)
-#define BLOCK 32   /* rows */
-#define NEAR  4096 /* floats of A, or of B, that stay near while a block of rows passes */
+#define BLOCK 36        /* rows; tiles of both kinds are whole */
+#define FAR   (1 << 19) /* bytes */
+#define NEAR  4096      /* floats of A, or of B, that stay near while a block of rows passes */
 
 typedef struct slim {
     const tpi_gemm *down, *up;
     const float *a, *b; /* packed */
     float *h;           /* [BLOCK][R] */
     float scale;
+    bool far;                   /* x does not fit the second-level cache */
     int64_t m0, rows, from, to; /* the block; features of x, or of y, from a step on */
 } slim;
 
@@ -33,6 +35,16 @@ size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r) {
     int64_t features = round_up(k, VW) + round_up(n, VW);
     if (r > TPI_SIMD(lora_rows_rank)()) return 0;
     return sizeof(float) * (size_t)((features + BLOCK) * padded_rank(r));
+}
+
+/* Asks for the chunk of PAIR rows of x from i on, if x is far: pieces of rows are too short for the processor
+ * to see where they lead. */
+INLINE void fetch_pair(const slim *s, int dtype, int64_t i) {
+    const int64_t bytes = (s->to - s->from) * dtype_size(dtype), end = least(i + PAIR, s->rows);
+    for (; s->far && i < end; i++) {
+        const char *piece = tpi_matrix_at(&s->down->term[0].a, s->m0 + i, s->from);
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(piece + b, 0, 3);
+    }
 }
 
 /* ---- packing ---- */
@@ -108,55 +120,56 @@ INLINE void down_tile(const slim *s, int dtype, int r, int64_t i, int64_t q) {
 }
 
 INLINE void down_rows(const slim *s, int dtype, int r) {
-    for (int64_t i = 0; i < s->rows; i += PAIR)
+    for (int64_t i = 0; i < s->rows; i += PAIR) {
+        fetch_pair(s, dtype, i + PAIR);
         for (int64_t q = 0; q < r; q += WIDE) down_tile(s, dtype, r, i, q);
+    }
 }
 
 /* ---- y = h·B ---- */
 
-/* Rows of y and steps of VW features at a time: so many independent sums that no multiply-add waits. */
-#if VW == 16
-#define UP_ROWS(r) ((r) == UNIT ? 2 : 1)
-#else
-#define UP_ROWS(r) 1
-#endif
+/* Rows of y, and steps of VW features at a time: as many sums as there are registers for, so that a load
+ * serves several multiply-adds and none waits. */
+#define UP_ROWS  (VW == 16 ? 4 : 3)
 #define UP_STEPS 4
 
-/* `steps` vectors of `p` rows of y, from feature n on; the last may be cut to `part` features. */
-INLINE void up_step(char *const row[2], int dtype, int p, int steps, int r, vf h[2][2 * UNIT], const float *b,
-                    int64_t n, int64_t part) {
-    vf y[2][UP_STEPS];
-    UNROLL for (int t = 0; t < p; t++) {
+/* `steps` vectors of UP_ROWS rows of y, from feature n on; the last may be cut to `part` features. */
+INLINE void up_step(char *const row[UP_ROWS], int dtype, int steps, int r, const float *const h[UP_ROWS],
+                    const float *b, int64_t n, int64_t part) {
+    vf y[UP_ROWS][UP_STEPS];
+    UNROLL for (int t = 0; t < UP_ROWS; t++) {
         UNROLL for (int v = 0; v < steps; v++) y[t][v] = v_set(0.0f);
     }
     UNROLL for (int j = 0; j < r; j++) {
+        vf factor[UP_ROWS];
+        UNROLL for (int t = 0; t < UP_ROWS; t++) factor[t] = v_set(h[t][j]);
         UNROLL for (int v = 0; v < steps; v++) {
             vf w = v_pin(v_load(b + (v * r + j) * VW));
-            UNROLL for (int t = 0; t < p; t++) y[t][v] = v_fma(h[t][j], w, y[t][v]);
+            UNROLL for (int t = 0; t < UP_ROWS; t++) y[t][v] = v_fma(factor[t], w, y[t][v]);
         }
     }
-    UNROLL for (int t = 0; t < p; t++) {
+    UNROLL for (int t = 0; t < UP_ROWS; t++) {
         UNROLL for (int v = 0; v < steps; v++) v_put(row[t], dtype, n + v * VW, y[t][v], part);
     }
 }
 
-/* Rows i ... of y from h, whose elements stay broadcast in registers. */
-INLINE void up_tile(const slim *s, int dtype, int p, int r, int64_t i) {
-    vf h[2][2 * UNIT];
-    char *row[2];
-    UNROLL for (int t = 0; t < p; t++) {
+/* Rows i ... of y from h. */
+INLINE void up_tile(const slim *s, int dtype, int r, int64_t i) {
+    const float *h[UP_ROWS];
+    char *row[UP_ROWS];
+    UNROLL for (int t = 0; t < UP_ROWS; t++) {
         int64_t line = least(i + t, s->rows - 1);
         row[t] = (char *)s->up->c + (s->m0 + line) * s->up->rs * dtype_size(dtype);
-        UNROLL for (int j = 0; j < r; j++) h[t][j] = v_set(s->h[line * r + j]);
+        h[t] = s->h + line * r;
     }
     int64_t end = least(s->to, s->up->n), n = s->from;
     for (; n + UP_STEPS * VW <= end; n += UP_STEPS * VW)
-        up_step(row, dtype, p, UP_STEPS, r, h, s->b + n * r, n, VW);
-    for (; n < end; n += VW) up_step(row, dtype, p, 1, r, h, s->b + n * r, n, least(VW, end - n));
+        up_step(row, dtype, UP_STEPS, r, h, s->b + n * r, n, VW);
+    for (; n < end; n += VW) up_step(row, dtype, 1, r, h, s->b + n * r, n, least(VW, end - n));
 }
 
 INLINE void up_rows(const slim *s, int dtype, int r) {
-    for (int64_t i = 0; i < s->rows; i += UP_ROWS(r)) up_tile(s, dtype, UP_ROWS(r), r, i);
+    for (int64_t i = 0; i < s->rows; i += UP_ROWS) up_tile(s, dtype, r, i);
 }
 
 /* ---- by dtype and rank ---- */
@@ -189,7 +202,8 @@ void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float sc
     tpi_matrix columns = tpi_matrix_transposed(first->term[0].b);
     pack(&columns, rank, k, a);
     pack(&second->term[0].b, rank, n, b);
-    slim s = {.down = first, .up = second, .a = a, .b = b, .h = h, .scale = scale};
+    const bool far = first->m * k * dtype_size(first->term[0].a.dtype) > FAR;
+    slim s = {.far = far, .down = first, .up = second, .a = a, .b = b, .h = h, .scale = scale};
     for (s.m0 = m0; s.m0 < m1; s.m0 += BLOCK) {
         s.rows = least(BLOCK, m1 - s.m0);
         memset(h, 0, sizeof(float) * (size_t)(BLOCK * r));
