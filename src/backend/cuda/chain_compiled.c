@@ -43,9 +43,7 @@ static void compile(compiled_chain *c, const tpi_chain_shape *shape, int capabil
 
 /* Code is not loaded while a plan is captured. */
 static bool may_compile(const tpi_cuda *cuda, const compiled_chain *c) {
-    enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    cudaStreamIsCapturing(cuda->stream, &capture);
-    return c->met && !c->kernel && !c->refused && capture == cudaStreamCaptureStatusNone;
+    return c->met && !c->kernel && !c->refused && !tpi_cuda_capturing(cuda);
 }
 
 tp_status tpi_cuda_compiled_chain(const tpi_launch *launch, const tpi_chain_shape *shape, cudaKernel_t *out) {

@@ -44,6 +44,13 @@ static inline tpi_cuda *tpi_cuda_of(const tpi_launch *launch) {
     return (tpi_cuda *)launch->device;
 }
 
+/* Whether what is launched now becomes part of a captured plan. */
+static inline bool tpi_cuda_capturing(const tpi_cuda *cuda) {
+    enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(cuda->stream, &capture);
+    return capture != cudaStreamCaptureStatusNone;
+}
+
 /* TP_OK, or TP_EDEVICE naming the step's operation and CUDA's own words. */
 tp_status tpi_cuda_check(cudaError_t error, const tpi_launch *launch);
 

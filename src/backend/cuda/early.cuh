@@ -53,12 +53,10 @@ struct early_launch {
     cudaLaunchConfig_t config = {};
 
     early_launch(const tpi_cuda *cuda, dim3 grid, const block_shape &block) {
-        cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-        cudaStreamIsCapturing(cuda->stream, &capture);
         config.gridDim = grid, config.blockDim = block.threads, config.dynamicSmemBytes = block.bytes;
         config.stream = cuda->stream;
         config.attrs = attributes;
-        if (cuda->capability >= 90 && capture == cudaStreamCaptureStatusActive) {
+        if (cuda->capability >= 90 && tpi_cuda_capturing(cuda)) {
             attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
             attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
         }

@@ -23,6 +23,15 @@ bool tpi_steps_apart(const tpi_bound *bound, const tpi_step *a, const tpi_step *
     return writes_apart(bound, a, b) && writes_apart(bound, b, a);
 }
 
+bool tpi_makes_gated(const tpi_bound *bound, const tpi_step *mul, const tpi_step *grad) {
+    if (mul->op != TPI_SILU_MUL || grad->op != TPI_SILU_MUL_GRAD) return false;
+    for (int k = 0; k < 2; k++)
+        if (tpi_bound_in(bound, mul, k) != tpi_bound_in(bound, grad, k) ||
+            !tpi_alike(tpi_in_operand(mul, k), tpi_in_operand(grad, k)))
+            return false;
+    return tpi_alike(tpi_out_operand(mul, 0), tpi_in_operand(grad, 0));
+}
+
 /* Whether a step of [from, end) writes all of it. */
 static bool written_whole(const tpi_bound *bound, tpi_range data, uint32_t from, uint32_t end) {
     for (uint32_t i = from; i < end; i++)

@@ -51,6 +51,14 @@ static inline tpi_range tpi_range_of_output(const tpi_bound *bound, const tpi_st
                         out->count * (int64_t)tp_dtype_size((tp_dtype)out->dtype));
 }
 
+/* As many numbers of one kind, both without gaps. */
+static inline bool tpi_alike(const tpi_operand *a, const tpi_operand *b) {
+    return a->dtype == b->dtype && a->count == b->count && a->contiguous && b->contiguous;
+}
+
+/* Whether `mul` makes the silu(gate)·up again whose gradient the step `grad` is. */
+bool tpi_makes_gated(const tpi_bound *bound, const tpi_step *mul, const tpi_step *grad);
+
 /* From the input's first element to behind its last, gaps included. */
 tpi_range tpi_range_of_input(const tpi_bound *bound, const tpi_step *step, int k);
 

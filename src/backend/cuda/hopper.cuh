@@ -72,6 +72,22 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, in
                  : "memory");
 }
 
+/* ---- a ring of stages in shared memory ---- */
+
+/* A place in it, and the parity of its present use; `barriers` are two of each stage. */
+template <int STAGES, int STAGE_BYTES> struct stage_ring {
+    uint32_t memory, barriers;
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ uint32_t data() const { return memory + stage * STAGE_BYTES; }
+    __device__ uint32_t full() const { return barriers + stage * 16; }
+    __device__ uint32_t empty() const { return full() + 8; }
+    __device__ void next() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
 /* ---- wgmma, with wider tiles and more of them than wgmma.cuh has ---- */
 
 /* Of a matrix whose rows in shared memory run along the inner dimension: [m or n, 64 inner]. The next 16

@@ -137,25 +137,13 @@ static bool take_twins(window *w) {
 
 /* ---- the gradients by gate and up behind a layer ---- */
 
-static bool is_like(const tpi_operand *a, const tpi_operand *b) {
-    return a->contiguous && b->contiguous && a->dtype == b->dtype && a->count == b->count;
-}
-
 /* The gradient of silu(gate)·up for which the layer's y is what comes from above. */
 static bool is_gate_gradient(const window *w, const tpi_step *grad) {
     const tpi_step *layer = w->layers.launch[0].step;
     if (!grad || grad->op != TPI_SILU_MUL_GRAD) return false;
     for (int k = 0; k < 3; k++)
-        if (!is_like(tpi_in_operand(grad, k), tpi_out_operand(layer, 0))) return false;
+        if (!tpi_alike(tpi_in_operand(grad, k), tpi_out_operand(layer, 0))) return false;
     return tpi_bound_in(w->bound, grad, 2) == tpi_bound_out(w->bound, layer, 0);
-}
-
-/* silu(gate)·up, made again. */
-static bool makes_gated(const window *w, const tpi_step *mul, const tpi_step *grad) {
-    for (int k = 0; k < 2; k++)
-        if (tpi_bound_in(w->bound, mul, k) != tpi_bound_in(w->bound, grad, k)) return false;
-    return is_like(tpi_in_operand(mul, 0), tpi_out_operand(mul, 0)) &&
-           is_like(tpi_in_operand(mul, 1), tpi_out_operand(mul, 0));
 }
 
 /* What is written lies apart from what the layer reads and from each other, and of gate and up apart or in
@@ -183,7 +171,7 @@ static bool take_gate(window *w) {
     if (!take_layer(w, w->first)) return false;
     const tpi_step *next = step_at(w, w->first + 1), *mul = next && next->op == TPI_SILU_MUL ? next : NULL;
     const tpi_step *grad = mul ? step_at(w, w->first + 2) : next;
-    if (!is_gate_gradient(w, grad) || (mul && !makes_gated(w, mul, grad))) return false;
+    if (!is_gate_gradient(w, grad) || (mul && !tpi_makes_gated(w->bound, mul, grad))) return false;
     w->end = w->first + (mul ? 3 : 2);
     w->gate = (tpi_gate){tpi_bound_in(w->bound, grad, 0), tpi_bound_in(w->bound, grad, 1),
                          tpi_bound_out(w->bound, grad, 0), tpi_bound_out(w->bound, grad, 1),

@@ -109,14 +109,10 @@ void set_low_rank(lora_job *job, const tpi_lora_layers &all) {
 template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at, int clusters) {
     char *scratch = (char *)tpi_scratch(&all.launch[0]);
     const tpi_layer &l = all.layer[0];
-    lora_job job = {};
-    job.twins = all.twins;
+    lora_job job = plain_job<L>(l.m, l.n, 0, all.twins);
     job.y[0] = (bf16 *)(all.sum ? all.sum : tpi_out(&all.launch[0], 0));
     if (all.twins) job.y[1] = (bf16 *)tpi_out(&all.launch[1], 0);
     job.gated = (bf16 *)all.gated;
-    job.m = (int)l.m, job.n = (int)l.n;
-    job.pairs = (int)tpi_div_up(l.m, pair_rows);
-    job.columns = (int)tpi_div_up(l.n, all.twins ? L::columns / 2 : L::columns);
     for (int i = 0; i < most_layers; i++) {
         if (i == 0 || (i < all.count && !all.twins)) job.steps += (int)tpi_div_up(all.layer[i].k, tile_inner);
         if (i == 1 && is_wide(all)) job.steps += (int)tpi_div_up(h_columns_of(all), tile_inner);

@@ -35,22 +35,11 @@ constexpr int preparers = group - 32;
 constexpr int pairs_together = 8; /* pairs of row blocks that share w's tiles in the second-level cache */
 constexpr int lead = 8;           /* steps: by so many a maker brings its slice forward */
 
-/* A place in the ring, and the parity of its present use. Behind the stages lies h, then the barriers: of
- * each stage, and of h. */
-template <class L> struct ring {
-    uint32_t memory, barriers;
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ uint32_t data() const { return memory + stage * L::stage_bytes; }
-    __device__ uint32_t full() const { return barriers + stage * 16; }
-    __device__ uint32_t empty() const { return full() + 8; }
-    __device__ uint32_t h() const { return memory + L::stages * L::stage_bytes; }
-    __device__ uint32_t h_full() const { return barriers + L::stages * 16; }
+/* Behind the stages lies h, then the barriers: of each stage, and of h. */
+template <class L> struct ring : stage_ring<L::stages, L::stage_bytes> {
+    __device__ uint32_t h() const { return this->memory + L::stages * L::stage_bytes; }
+    __device__ uint32_t h_full() const { return this->barriers + L::stages * 16; }
     __device__ uint32_t h_empty() const { return h_full() + 8; }
-    __device__ void next() {
-        if (++stage == L::stages) stage = 0, parity ^= 1;
-    }
 };
 
 struct tile {

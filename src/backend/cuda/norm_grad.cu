@@ -237,10 +237,6 @@ const tpi_step *step_of(const tpi_bound *bound, uint32_t i, tpi_op op) {
     return i < bound->n_steps && bound->steps[i].op == op ? &bound->steps[i] : nullptr;
 }
 
-bool alike(const tpi_operand *a, const tpi_operand *b) {
-    return a->dtype == b->dtype && a->count == b->count && a->contiguous && b->contiguous;
-}
-
 /* The norm of what `grad` is the gradient of. */
 bool makes_norm_of(const tpi_bound *bound, const tpi_step *norm, const tpi_step *grad) {
     const tpi_attr_norm *a = static_cast<const tpi_attr_norm *>(norm->attr),
@@ -248,8 +244,8 @@ bool makes_norm_of(const tpi_bound *bound, const tpi_step *norm, const tpi_step 
     if (a->eps != b->eps || norm->n_in != grad->n_in - 1) return false;
     if (tpi_bound_in(bound, norm, 0) != tpi_bound_in(bound, grad, 0)) return false;
     if (norm->n_in > 1 && tpi_bound_in(bound, norm, 1) != tpi_bound_in(bound, grad, 2)) return false;
-    return alike(tpi_in_operand(norm, 0), tpi_in_operand(grad, 0)) &&
-           alike(tpi_out_operand(norm, 0), tpi_in_operand(grad, 0));
+    return tpi_alike(tpi_in_operand(norm, 0), tpi_in_operand(grad, 0)) &&
+           tpi_alike(tpi_out_operand(norm, 0), tpi_in_operand(grad, 0));
 }
 
 /* What the sum `add` adds to dx, which nobody else reads. */
@@ -259,8 +255,8 @@ const void *added_to(const tpi_bound *bound, const tpi_step *add, const tpi_step
     const int other = (uintptr_t)in[0] == dx.begin ? 1 : 0;
     if ((uintptr_t)in[1 - other] != dx.begin || in[0] == in[1]) return nullptr;
     for (int k = 0; k < 2; k++)
-        if (!alike(tpi_in_operand(add, k), tpi_in_operand(grad, 0))) return nullptr;
-    if (!alike(tpi_out_operand(add, 0), tpi_in_operand(grad, 0))) return nullptr;
+        if (!tpi_alike(tpi_in_operand(add, k), tpi_in_operand(grad, 0))) return nullptr;
+    if (!tpi_alike(tpi_out_operand(add, 0), tpi_in_operand(grad, 0))) return nullptr;
     return sum.begin == dx.begin || !tpi_read_later(bound, dx, behind) ? in[other] : nullptr;
 }
 

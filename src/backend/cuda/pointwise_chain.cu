@@ -228,10 +228,7 @@ template <int V> tp_status start(const tpi_launch *launch, const program &p, int
 
 /* ---- compiled ---- */
 
-/* Whether a compiled kernel serves: rows of packs. */
-bool may_compile(const tpi_launch *launch, const layout<TPI_CHAIN_INPUTS> &at) {
-    return at.count >= MANY && at.rank <= 2 && can_pack(launch, at, TPI_CHAIN_PACK);
-}
+static_assert(TPI_CHAIN_PACK == PACK, "what can be walked in packs can be compiled");
 
 tpi_chain_shape shape_of(const tpi_step *step, const tpi_attr_chain &chain,
                          const layout<TPI_CHAIN_INPUTS> &at) {
@@ -276,14 +273,14 @@ tp_status tpi_cuda_run_chain(const tpi_launch *launch) {
     p.out = tpi_out(launch, 0);
     p.out_dtype = y->dtype;
     for (int k = 0; k < p.n_in; k++) p.in[k] = tpi_in(launch, k), p.dtype[k] = step->operands[k].dtype;
-    if (may_compile(launch, p.at)) {
+    const bool packed = can_pack(launch, p.at, PACK), many = y->count >= MANY;
+    if (packed && many && p.at.rank <= 2) {
         const tpi_chain_shape shape = shape_of(step, chain, p.at);
         cudaKernel_t kernel;
         TPI_TRY(tpi_cuda_compiled_chain(launch, &shape, &kernel));
         if (kernel) return start_compiled(launch, kernel, chain, p.at);
     }
-    const bool packed = can_pack(launch, p.at, PACK);
-    const bool more = y->count >= MANY && can_pack(launch, p.at, LONG_PACK);
+    const bool more = many && can_pack(launch, p.at, LONG_PACK);
     const int cells = compile(&chain, &p);
     seal(&p.at);
     if (more && cells_bytes<LONG_PACK>(cells, LEAST_THREADS) <= CELLS_BYTES)

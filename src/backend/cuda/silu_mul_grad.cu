@@ -88,16 +88,10 @@ bool fits_in(const tpi_launch *launch, const tpi_bound *bound, tpi_range y) {
 uint32_t tpi_cuda_gated_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                               tp_status *status) {
     const tpi_step *mul = &bound->steps[first], *grad = mul + 1;
-    if (mul->op != TPI_SILU_MUL || first + 1 == bound->n_steps || grad->op != TPI_SILU_MUL_GRAD) return 0;
+    if (first + 1 == bound->n_steps || !tpi_makes_gated(bound, mul, grad) || grad->kernel->run != run)
+        return 0;
     tpi_launch next = *launch;
     next.step = grad;
-    const tpi_operand *x = tpi_in_operand(grad, 0);
-    for (int k = 0; k < 2; k++) {
-        const tpi_operand *in = tpi_in_operand(mul, k);
-        if (tpi_in(launch, k) != tpi_in(&next, k) || in->count != x->count || !in->contiguous) return 0;
-    }
-    const tpi_operand *y = tpi_out_operand(mul, 0);
-    if (y->dtype != x->dtype || grad->kernel->run != run) return 0;
     if (!fits_in(&next, bound, tpi_range_of_output(bound, mul, 0))) return 0;
     *status = run_with(&next, tpi_out(launch, 0));
     return 2;

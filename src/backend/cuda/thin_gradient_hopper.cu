@@ -43,24 +43,15 @@ struct gradients {
 /* Columns of g's tile: an f32 g has high and low ones. */
 template <typename G, int RANKS> constexpr int tile_columns = sizeof(G) > 2 ? 2 * RANKS : RANKS;
 
-/* Stages of x and g; behind them two barriers of each. */
-template <int N> struct ring {
+/* Stages of x and g, and behind them the barriers. */
+template <int N> struct ring_of {
     static constexpr int stage_bytes = x_bytes + step_rows * N * 2, stages = ring_bytes / stage_bytes;
     static constexpr int shared_bytes = stages * (stage_bytes + 16) + 1024; /* alignment */
-    uint32_t memory, barriers;
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ uint32_t x() const { return memory + stage * stage_bytes; }
-    __device__ uint32_t g() const { return x() + x_bytes; }
-    __device__ uint32_t full() const { return barriers + stage * 16; }
-    __device__ uint32_t empty() const { return full() + 8; }
-    __device__ void next() {
-        if (++stage == stages) stage = 0, parity ^= 1;
-    }
 };
 
 #if TPI_WGMMA
+
+template <int N> using ring = stage_ring<ring_of<N>::stages, ring_of<N>::stage_bytes>;
 
 template <int N>
 __device__ void fetch_x(const gradient_job &job, int column0, int64_t begin, int64_t end, ring<N> at) {
@@ -69,7 +60,7 @@ __device__ void fetch_x(const gradient_job &job, int column0, int64_t begin, int
         barrier_expect(at.full(), x_bytes);
 #pragma unroll
         for (int i = 0; i < boxes; i++)
-            copy_box(at.x() + i * box_bytes, &job.x, column0 + i * map_columns, (int)row, at.full());
+            copy_box(at.data() + i * box_bytes, &job.x, column0 + i * map_columns, (int)row, at.full());
     }
 }
 
@@ -121,7 +112,8 @@ __device__ void bring_g(const gradient_args &p, int64_t begin, int64_t end, ring
             barrier_wait(at.empty(), at.parity ^ 1);
 #pragma unroll
             for (int e = 0; e < eights; e++)
-                put_ranks<G>(at.g() + (e * step_rows + mine) * 16, ranks[s][e], eights * step_rows * 16);
+                put_ranks<G>(at.data() + x_bytes + (e * step_rows + mine) * 16, ranks[s][e],
+                             eights * step_rows * 16);
             stores_to_products();
             barrier_arrive(at.full());
             at.next();
@@ -143,8 +135,8 @@ __device__ void multiply(float (*total)[RANKS + 1], int64_t begin, int64_t end, 
         for (int s = 0; s < step_rows / 16; s++)
 #pragma unroll
             for (int i = 0; i < boxes; i++)
-                wgmma<true, true>(sum[i], outer_descriptor(at.x() + i * box_bytes) + 128 * s,
-                                  narrow_descriptor(at.g()) + 16 * s, true);
+                wgmma<true, true>(sum[i], outer_descriptor(at.data() + i * box_bytes) + 128 * s,
+                                  narrow_descriptor(at.data() + x_bytes) + 16 * s, true);
         products_begun();
         products_wait<1>();
         if (used && threadIdx.x == 0) barrier_arrive(used);
@@ -194,7 +186,7 @@ __global__ __launch_bounds__(threads, 2) void gradients_kernel(const __grid_cons
     extern __shared__ char shared[];
     ring<N> at;
     at.memory = (shared_address(shared) + 1023) / 1024 * 1024;
-    at.barriers = at.memory + ring<N>::stages * ring<N>::stage_bytes;
+    at.barriers = at.memory + ring_of<N>::stages * ring_of<N>::stage_bytes;
     const int share = cluster_rank();
     int cluster = (int)blockIdx.x / all.shares, k = 0;
     while (cluster >= all.of[k].end) k++;
@@ -204,7 +196,7 @@ __global__ __launch_bounds__(threads, 2) void gradients_kernel(const __grid_cons
     const int column0 = cluster * block_columns;
     const int64_t begin = share * p.share_rows, end = min(begin + p.share_rows, p.rows);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < ring<N>::stages; i++) {
+        for (int i = 0; i < ring_of<N>::stages; i++) {
             /* full: who fetches x, and bytes; who brings g */
             barrier_init(at.barriers + i * 16, 1 + step_rows);
             barrier_init(at.barriers + i * 16 + 8, 1); /* empty */
@@ -230,7 +222,7 @@ __global__ __launch_bounds__(threads, 2) void gradients_kernel(const __grid_cons
 /* ---- host ---- */
 
 template <typename G, int RANKS> void start(const tpi_cuda *cuda, const gradients &all) {
-    constexpr int bytes = ring<tile_columns<G, RANKS>>::shared_bytes;
+    constexpr int bytes = ring_of<tile_columns<G, RANKS>>::shared_bytes;
     allow_shared((const void *)gradients_kernel<G, RANKS>, bytes);
     start_early(cuda, gradients_kernel<G, RANKS>, (unsigned)(all.of[all.count - 1].end * all.shares),
                 block_shape(threads, bytes, (unsigned)all.shares), all);

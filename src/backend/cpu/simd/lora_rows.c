@@ -37,16 +37,6 @@ size_t TPI_SIMD(lora_rows_scratch)(int64_t n, int64_t k, int64_t r) {
     return sizeof(float) * (size_t)((features + BLOCK) * padded_rank(r));
 }
 
-/* Asks for the chunk of PAIR rows of x from i on, if x is far: pieces of rows are too short for the processor
- * to see where they lead. */
-INLINE void fetch_pair(const slim *s, int dtype, int64_t i) {
-    const int64_t bytes = (s->to - s->from) * dtype_size(dtype), end = least(i + PAIR, s->rows);
-    for (; s->far && i < end; i++) {
-        const char *piece = tpi_matrix_at(&s->down->term[0].a, s->m0 + i, s->from);
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(piece + b, 0, 3);
-    }
-}
-
 /* ---- packing ---- */
 
 /* One step of UNIT lines whose numbers alternate: features are `stride` bytes apart, the lines side by side.
@@ -117,6 +107,16 @@ INLINE void down_tile(const slim *s, int dtype, int r, int64_t i, int64_t q) {
     v_store(part, sums);
     UNROLL for (int j = 0; j < WIDE; j++) h0[j] += part[j];
     if (h1 != h0) UNROLL for (int j = 0; j < WIDE; j++) h1[j] += part[WIDE + j];
+}
+
+/* Asks for the chunk of PAIR rows of x from i on, if x is far: pieces of rows are too short for the processor
+ * to see where they lead. */
+INLINE void fetch_pair(const slim *s, int dtype, int64_t i) {
+    const int64_t bytes = (s->to - s->from) * dtype_size(dtype), end = least(i + PAIR, s->rows);
+    for (; s->far && i < end; i++) {
+        const char *piece = tpi_matrix_at(&s->down->term[0].a, s->m0 + i, s->from);
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(piece + b, 0, 3);
+    }
 }
 
 INLINE void down_rows(const slim *s, int dtype, int r) {
@@ -203,7 +203,7 @@ void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float sc
     pack(&columns, rank, k, a);
     pack(&second->term[0].b, rank, n, b);
     const bool far = first->m * k * dtype_size(first->term[0].a.dtype) > FAR;
-    slim s = {.far = far, .down = first, .up = second, .a = a, .b = b, .h = h, .scale = scale};
+    slim s = {.down = first, .up = second, .a = a, .b = b, .h = h, .scale = scale, .far = far};
     for (s.m0 = m0; s.m0 < m1; s.m0 += BLOCK) {
         s.rows = least(BLOCK, m1 - s.m0);
         memset(h, 0, sizeof(float) * (size_t)(BLOCK * r));
