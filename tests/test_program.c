@@ -2,6 +2,7 @@
  */
 #include "engine_helpers.h"
 
+#include "core/memory.h"
 #include "core/tensor.h"
 #include "taper/program.h"
 
@@ -59,6 +60,41 @@ Test(program, plans_once_and_gives_the_evaluation_s_bits) {
     cr_assert_eq(tp_program_memory(p) > 0, true);
     cr_assert_eq(tp_program_memory(NULL), 0);
     tp_tensor_release(x), tp_tensor_release(w), tp_tensor_release(want);
+    tp_program_destroy(p);
+}
+
+/* Runs, compares, and takes memory of the size that the run has given back. */
+static tp_tensor *run_and_take(tp_program *p, const tp_tensor *want, tp_tensor **taken) {
+    const size_t bytes = (size_t)tp_tensor_count(want) * sizeof(float);
+    const int64_t arena = (int64_t)((tp_program_memory(p) - tpi_memory_block_bytes(bytes)) / sizeof(float));
+    tp_tensor *out;
+    must(tp_program_run(p, &out));
+    cr_assert_eq(memcmp(tp_tensor_data(want), tp_tensor_data(out), bytes), 0);
+    must(tp_tensor_zeros(tp_device_cpu(ctx), TP_F32, 1, &arena, taken));
+    return out;
+}
+
+/* Memory that a run takes is where it was before, or elsewhere: the arena, the results, or both. */
+Test(program, memory_may_move_between_runs) {
+    enum { RUNS = 6 };
+    tp_tensor *x = random_tensor(2, SHAPE(300, 300), 1), *want, *got[RUNS], *taken[RUNS];
+    tp_lazy *leaf = tp_lazy_from_tensor(g, x), *y = tp_lazy_matmul(tp_lazy_matmul(leaf, leaf), leaf);
+    tp_program *p;
+    must(tp_program_create(&p, g, &y, 1));
+    must(tp_lazy_eval(y, &want));
+    tp_graph_reset(g);
+    for (int i = 0; i < RUNS; i++) {
+        got[i] = run_and_take(p, want, &taken[i]);
+        if (i % 2 == 1) tp_tensor_release(got[i]); /* the next result is where this one was */
+    }
+    for (int i = 0; i < RUNS; i++)
+        for (int64_t k = 0; k < tp_tensor_count(taken[i]); k++)
+            cr_assert_eq(((const float *)tp_tensor_data(taken[i]))[k], 0, "a run wrote what others hold");
+    for (int i = 0; i < RUNS; i++) {
+        if (i % 2 == 0) tp_tensor_release(got[i]);
+        tp_tensor_release(taken[i]);
+    }
+    tp_tensor_release(x), tp_tensor_release(want);
     tp_program_destroy(p);
 }
 
@@ -183,6 +219,34 @@ Test(program, runs_on_the_queue_in_order) {
     cr_assert_eq(value, 50);
     tp_event_release(event);
     tp_tensor_release(out), tp_tensor_release(s);
+}
+
+/* The row of a table that a queued evaluation gathers. */
+static tp_tensor *queue_row(tp_tensor *table, int32_t row, tp_event **event) {
+    tp_tensor *ids, *out;
+    must(tp_tensor_from_data(tp_device_cpu(ctx), TP_I32, 1, SHAPE(1), &row, &ids));
+    tp_lazy *rows = tp_lazy_gather(tp_lazy_from_tensor(g, table), tp_lazy_from_tensor(g, ids));
+    must(tp_lazy_eval_async(rows, &out, event));
+    tp_graph_reset(g);
+    tp_tensor_release(ids);
+    return out;
+}
+
+Test(program, waits_for_what_makes_its_leaves) {
+    tp_tensor *table = tensor_of(2, SHAPE(2, 1), (float[]){3, 5}), *row, *lost;
+    tp_event *made, *failed;
+    tp_program *p;
+    row = queue_row(table, 1, &made);
+    p = keep(tp_lazy_sum(tp_lazy_from_tensor(g, row), TP_ALL_DIMS, false));
+    cr_assert_eq(run_scalar(p), 5);
+    tp_program_destroy(p);
+    lost = queue_row(table, 2, &failed);
+    tp_lazy *y = tp_lazy_neg(tp_lazy_from_tensor(g, lost));
+    must_fail(tp_program_create(&p, g, &y, 1), TP_EINVAL, "gather");
+    cr_assert_null(p);
+    tp_graph_reset(g);
+    tp_event_release(made), tp_event_release(failed);
+    tp_tensor_release(table), tp_tensor_release(row), tp_tensor_release(lost);
 }
 
 /* ---- allocations ---- */

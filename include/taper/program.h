@@ -32,8 +32,9 @@ typedef struct tp_program tp_program;
 
 /* Keeps what evaluating `n` nodes of the graph would do, the pending assignments included, and runs nothing:
  * the graph stays as it is, and may be reset. Owned; holds a reference to the tensor of each leaf that is
- * used. A program is used by one thread at a time, and destroyed before its context. Fails as
- * tp_graph_eval does before it runs, and with TP_EUNSUPPORTED where the recording copies between devices. */
+ * used, and waits for queued evaluations that use such a tensor. A program is used by one thread at a time,
+ * and destroyed before its context. Fails as tp_graph_eval does before it runs, as the evaluation did that
+ * should have made a leaf, and with TP_EUNSUPPORTED where the recording copies between devices. */
 TP_API tp_status tp_program_create(tp_program **out, tp_graph *graph, tp_lazy *const *outputs, int n);
 TP_API void tp_program_destroy(tp_program *program); /* NULL does nothing */
 

@@ -16,14 +16,39 @@ static void clear_results(tpi_evaluation *e) {
 
 void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, void **pointers) {
     void **bases = pointers + plan->n_slots;
-    e->run = (tpi_run){ctx, plan, bases, pointers, NULL};
+    e->run = (tpi_run){.context = ctx, .plan = plan, .bases = bases, .slots = pointers};
     e->leaves = (tp_tensor **)(bases + plan->n_leaves + plan->n_buffers);
     e->fresh = (tpi_storage **)(e->leaves + plan->n_leaves);
     e->results = (tp_tensor **)(e->fresh + plan->n_buffers);
+    e->settled = false;
     clear_results(e);
 }
 
 /* ---- before running ---- */
+
+static void take_leaves(tpi_evaluation *e) {
+    for (uint32_t i = 0; i < e->run.plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(e->leaves[i]);
+    e->run.bound = false;
+}
+
+static tp_status check_leaves(const tpi_evaluation *e) {
+    for (uint32_t i = 0; i < e->run.plan->n_leaves; i++) TPI_TRY(tpi_storage_check(e->leaves[i]->storage));
+    return TP_OK;
+}
+
+/* A storage is lost by the evaluation that makes it, or never. */
+tp_status tpi_evaluation_settle(tpi_evaluation *e) {
+    for (uint32_t i = 0; i < e->run.plan->n_leaves; i++) TPI_TRY(tpi_tensor_wait(e->leaves[i]));
+    take_leaves(e);
+    e->settled = true;
+    return TP_OK;
+}
+
+static void take_buffer(tpi_evaluation *e, uint32_t b) {
+    void **base = &e->run.bases[e->run.plan->n_leaves + b];
+    e->run.bound = e->run.bound && *base == e->fresh[b]->data;
+    *base = e->fresh[b]->data;
+}
 
 static tp_status check_limit(const tpi_plan *plan) {
     tpi_memory *memory = plan->device->memory;
@@ -73,8 +98,8 @@ static tp_status prepare(tpi_evaluation *e) {
     TPI_TRY(check_limit(plan));
     TPI_TRY(make_results(e));
     log_memory(e->run.context, plan);
-    for (uint32_t i = 0; i < plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(e->leaves[i]);
-    for (uint32_t b = 0; b < plan->n_buffers; b++) e->run.bases[plan->n_leaves + b] = e->fresh[b]->data;
+    if (!e->settled) take_leaves(e);
+    for (uint32_t b = 0; b < plan->n_buffers; b++) take_buffer(e, b);
     return TP_OK;
 }
 
@@ -102,7 +127,7 @@ static void set_marks(const tpi_evaluation *e) {
 static tp_status run(tpi_evaluation *e) {
     const tpi_plan *plan = e->run.plan;
     if (tpi_is_host(plan->device)) tpi_queue_drain(e->run.context->queue);
-    for (uint32_t i = 0; i < plan->n_leaves; i++) TPI_TRY(tpi_storage_check(e->leaves[i]->storage));
+    if (!e->settled) TPI_TRY(check_leaves(e));
     TPI_TRY(tpi_run_now(&e->run));
     set_marks(e);
     return TP_OK;
@@ -118,8 +143,10 @@ static tp_status make_job(const tpi_evaluation *e, tpi_job **out) {
     *out = job;
     if (!job) return TP_ENOMEM;
     void **pointers = (void **)(job + 1);
-    *job = (tpi_job){.run = {e->run.context, tpi_plan_retain(e->run.plan), pointers + n_bases,
-                             pointers + 2 * n_bases, NULL},
+    *job = (tpi_job){.run = {.context = e->run.context,
+                             .plan = tpi_plan_retain(e->run.plan),
+                             .bases = pointers + n_bases,
+                             .slots = pointers + 2 * n_bases},
                      .storages = (tpi_storage **)pointers,
                      .n_storages = n_bases};
     memcpy(job->run.bases, e->run.bases, n_bases * sizeof(void *));

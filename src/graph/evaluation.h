@@ -13,6 +13,7 @@ typedef struct tpi_evaluation {
     tp_tensor **leaves;  /* one for each leaf of the plan; borrowed */
     tpi_storage **fresh; /* one for each result buffer; owned */
     tp_tensor **results; /* one for each output; owned */
+    bool settled;        /* see tpi_evaluation_settle */
 } tpi_evaluation;
 
 /* How many pointers an evaluation of the plan is laid out in. */
@@ -20,6 +21,10 @@ size_t tpi_evaluation_pointers(const tpi_plan *plan);
 
 /* Lays an evaluation out, without results; the leaves are the caller's to fill in. */
 void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, void **pointers);
+
+/* For leaves that stay: waits for what may still make one of them, fails as it did, and takes their
+ * addresses. Runs ask no leaf any more. */
+tp_status tpi_evaluation_settle(tpi_evaluation *e);
 
 /* Makes the results and runs, behind what was queued before, or puts the run on the context's queue, where
  * `event` may be NULL and is owned. Where this fails, with TP_ELIMIT for one, nothing has changed. On a

@@ -24,8 +24,12 @@ tp_status tp_program_create(tp_program **out, tp_graph *graph, tp_lazy *const *o
     tpi_evaluation_init(&program->evaluation, graph->context, tpi_plan_retain(plan), program->pointers);
     for (uint32_t i = 0; i < plan->n_leaves; i++)
         program->evaluation.leaves[i] = tp_tensor_retain(order.nodes[plan->leaves[i]]->value);
-    *out = program;
-    return TP_OK;
+    const tp_status status = tpi_evaluation_settle(&program->evaluation);
+    if (status != TP_OK)
+        tp_program_destroy(program);
+    else
+        *out = program;
+    return status;
 }
 
 void tp_program_destroy(tp_program *program) {

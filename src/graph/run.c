@@ -6,16 +6,21 @@
 #include <string.h>
 #include <time.h>
 
-static void bind(const tpi_plan *plan, char *arena, void *const *bases, void **slots) {
-    void *const *buffers = bases + plan->n_leaves;
+/* A program finds the same memory again in every run: nothing is to be bound then. */
+static void bind(tpi_run *run, char *arena) {
+    const tpi_plan *plan = run->plan;
+    void *const *buffers = run->bases + plan->n_leaves;
+    if (run->bound && run->arena == arena) return;
     for (uint32_t s = 0; s < plan->n_slots; s++) {
         const tpi_slot *slot = &plan->slots[s];
         char *base = slot->place == TPI_PLACE_ARENA  ? arena
-                     : slot->place == TPI_PLACE_LEAF ? bases[slot->index]
+                     : slot->place == TPI_PLACE_LEAF ? run->bases[slot->index]
                      : slot->place == TPI_PLACE_NONE ? NULL
                                                      : buffers[slot->index];
-        slots[s] = base ? base + slot->offset : NULL;
+        run->slots[s] = base ? base + slot->offset : NULL;
     }
+    run->arena = arena;
+    run->bound = true;
 }
 
 static tpi_launch new_launch(const tpi_run *run) {
@@ -152,10 +157,10 @@ static tp_status run_bound(const tpi_run *run) {
 tp_status tpi_run_now(tpi_run *run) {
     const tpi_plan *plan = run->plan;
     tpi_memory *memory = plan->device->memory;
-    run->arena = NULL;
-    if (plan->arena_bytes) TPI_TRY(tpi_memory_take(memory, plan->arena_bytes, &run->arena));
-    bind(plan, run->arena, run->bases, run->slots);
+    void *arena = NULL;
+    if (plan->arena_bytes) TPI_TRY(tpi_memory_take(memory, plan->arena_bytes, &arena));
+    bind(run, arena);
     tp_status status = run_bound(run);
-    if (plan->arena_bytes) tpi_memory_give(memory, run->arena, plan->arena_bytes);
+    if (plan->arena_bytes) tpi_memory_give(memory, arena, plan->arena_bytes);
     return status;
 }

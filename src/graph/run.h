@@ -11,11 +11,12 @@ typedef struct tpi_run {
     tpi_plan *plan;
     void **bases; /* leaves, then result buffers */
     void **slots;
-    void *arena; /* while it runs */
+    void *arena; /* of the last run */
+    bool bound;  /* slots are those of the bases and the arena */
 } tpi_run;
 
-/* Takes the arena, binds the slots, runs the steps, gives the arena back. On a device with its own order the
- * steps are queued when it returns. */
+/* Takes the arena, binds the slots where they are not bound to it, runs the steps, gives the arena back. On a
+ * device with its own order the steps are queued when it returns. */
 tp_status tpi_run_now(tpi_run *run);
 
 /* ---- queue.c ---- */

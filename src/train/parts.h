@@ -8,7 +8,7 @@
 
 #include "train/step.h"
 
-/* What changes from run to run, in tensors that are written before each. */
+/* What changes from run to run: views of one block of memory, which is written before each. */
 typedef struct tpi_part_inputs {
     tp_tensor *ids;     /* i32 [rows, length] */
     tp_tensor *pick;    /* i32 [picked]; NULL: all positions have a target */

@@ -4,6 +4,7 @@
 #include "core/alloc.h"
 #include "core/error.h"
 #include "core/random.h"
+#include "core/tensor.h"
 
 #include <math.h>
 #include <string.h>
@@ -13,6 +14,8 @@ struct tpi_step_program {
     tpi_part which;
     int64_t rows, length, picked;
     tpi_part_inputs inputs; /* owned */
+    tp_tensor *block;       /* i32: what the inputs are views of */
+    char *written;          /* the block as it is written next */
     tp_program *program;
 };
 
@@ -76,6 +79,8 @@ static void destroy_program(tpi_step_program *p) {
     if (!p) return;
     tp_program_destroy(p->program);
     release_inputs(&p->inputs);
+    tp_tensor_release(p->block);
+    tpi_free(p->written);
     tpi_free(p);
 }
 
@@ -93,23 +98,52 @@ void tpi_step_destroy(tpi_step *step) {
 
 /* ---- programs ---- */
 
-static tp_status make_inputs(const tpi_step *step, tpi_part which, const tpi_batch *batch,
-                             tpi_part_inputs *in) {
-    tp_device *device = tp_model_device(step->options.model);
-    const int64_t grid[2] = {batch->rows, batch->length}, two = 2, numbers = TPI_NUMBERS;
-    const bool picks = batch->picked > 0;
-    TPI_TRY(tp_tensor_zeros(device, TP_I32, 2, grid, &in->ids));
-    if (picks) TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &batch->picked, &in->pick));
-    TPI_TRY(tp_tensor_zeros(device, TP_I32, picks ? 1 : 2, picks ? &batch->picked : grid, &in->targets));
-    if (step->options.dropout && which != TPI_PART_LOSS)
-        TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &two, &in->seed));
-    return tp_tensor_zeros(device, TP_F32, 1, &numbers, &in->numbers);
+/* An input in the program's block. */
+typedef struct input {
+    tp_tensor **tensor;
+    tp_dtype dtype;
+    int rank;
+    int64_t shape[2];
+} input;
+
+static int64_t count_of(const input *x) {
+    return x->rank == 1 ? x->shape[0] : x->shape[0] * x->shape[1];
+}
+
+/* Views of a block that is just large enough for them, each at a cache line; all are of four bytes an
+ * element. */
+static tp_status make_views(tpi_step_program *p, tp_device *device, const input *inputs, int n) {
+    const int64_t line = TPI_ALIGN / 4;
+    int64_t at = 0, words = 0;
+    for (int i = 0; i < n; i++) words += (count_of(&inputs[i]) + line - 1) / line * line;
+    TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &words, &p->block));
+    if (!(p->written = tpi_calloc((size_t)words, 4))) return TP_ENOMEM;
+    for (int i = 0; i < n; i++) {
+        const input *x = &inputs[i];
+        TPI_TRY(tpi_tensor_view(p->block, x->dtype, x->rank, x->shape, NULL, (size_t)at * 4, x->tensor));
+        at += (count_of(x) + line - 1) / line * line;
+    }
+    return TP_OK;
+}
+
+static tp_status make_inputs(const tpi_step *step, tpi_step_program *p, const tpi_batch *batch) {
+    tpi_part_inputs *in = &p->inputs;
+    const int64_t rows = batch->rows, length = batch->length, picked = batch->picked;
+    input inputs[5] = {{&in->ids, TP_I32, 2, {rows, length}}, {&in->numbers, TP_F32, 1, {TPI_NUMBERS}}};
+    int n = 2;
+    if (picked > 0) {
+        inputs[n++] = (input){&in->pick, TP_I32, 1, {picked}};
+        inputs[n++] = (input){&in->targets, TP_I32, 1, {picked}};
+    } else
+        inputs[n++] = (input){&in->targets, TP_I32, 2, {rows, length}};
+    if (step->options.dropout && p->which != TPI_PART_LOSS) inputs[n++] = (input){&in->seed, TP_I32, 1, {2}};
+    return make_views(p, tp_model_device(step->options.model), inputs, n);
 }
 
 static tp_status make_program(tpi_step *step, tpi_step_program *p, const tpi_batch *batch) {
     tp_lazy *outputs[2];
     int count;
-    TPI_TRY(make_inputs(step, p->which, batch, &p->inputs));
+    TPI_TRY(make_inputs(step, p, batch));
     tp_status status = tpi_part_record(step, p->which, &p->inputs, outputs, &count);
     if (status == TP_OK) status = tp_program_create(&p->program, step->graph, outputs, count);
     tp_graph_reset(step->graph);
@@ -152,21 +186,29 @@ static tp_status find_program(tpi_step *step, tpi_part which, const tpi_batch *b
 
 /* ---- running ---- */
 
-static tp_status write_seed(const tpi_step *step, tp_tensor *seed, int64_t batch) {
+static void put(tpi_step_program *p, const tp_tensor *to, const void *data) {
+    memcpy(p->written + to->offset, data, (size_t)to->count * 4);
+}
+
+static void put_seed(const tpi_step *step, tpi_step_program *p, int64_t batch) {
     const uint32_t key[2] = {(uint32_t)step->options.seed, (uint32_t)(step->options.seed >> 32)};
     const uint32_t counter[4] = {(uint32_t)step->attempts, (uint32_t)(step->attempts >> 32), (uint32_t)batch,
                                  1};
     uint32_t random[4];
     tpi_philox(key, counter, random);
-    return tp_tensor_write(seed, random, 2 * sizeof *random);
+    put(p, p->inputs.seed, random);
 }
 
-static tp_status write_batch(const tpi_batch *batch, const tpi_part_inputs *in) {
-    const size_t all = (size_t)(batch->rows * batch->length) * sizeof(int32_t);
-    const size_t picked = (size_t)batch->picked * sizeof(int32_t);
-    TPI_TRY(tp_tensor_write(in->ids, batch->ids, all));
-    if (in->pick) TPI_TRY(tp_tensor_write(in->pick, batch->pick, picked));
-    return tp_tensor_write(in->targets, batch->targets, in->pick ? picked : all);
+/* All inputs at once: a copy to a device takes as long for a few bytes as for a batch. */
+static tp_status write_inputs(const tpi_step *step, tpi_step_program *p, const tpi_batch *batch,
+                              int64_t index, const float numbers[TPI_NUMBERS]) {
+    const tpi_part_inputs *in = &p->inputs;
+    put(p, in->ids, batch->ids);
+    put(p, in->targets, batch->targets);
+    put(p, in->numbers, numbers);
+    if (in->pick) put(p, in->pick, batch->pick);
+    if (in->seed) put_seed(step, p, index);
+    return tp_tensor_write(p->block, p->written, (size_t)p->block->count * 4);
 }
 
 /* Runs batch number `index` of a step. values[0] is its loss sum, values[1] the norm where the step ends. */
@@ -175,9 +217,7 @@ static tp_status run_part(tpi_step *step, tpi_part which, const tpi_batch *batch
     tpi_step_program *p;
     tp_tensor *results[2] = {NULL, NULL};
     TPI_TRY(find_program(step, which, batch, &p));
-    TPI_TRY(write_batch(batch, &p->inputs));
-    if (p->inputs.seed) TPI_TRY(write_seed(step, p->inputs.seed, index));
-    TPI_TRY(tp_tensor_write(p->inputs.numbers, numbers, TPI_NUMBERS * sizeof *numbers));
+    TPI_TRY(write_inputs(step, p, batch, index, numbers));
     tp_status status = tp_program_run(p->program, results);
     for (int i = 0; i < 2; i++) {
         if (status == TP_OK && results[i])
