@@ -98,6 +98,7 @@ typedef struct tpi_bound {
     uint32_t n_steps, n_slots;
     bool can_fail; /* a step may find that data is wrong */
     void *const *slots;
+    uint64_t binding;  /* runs of one number have the same pointers */
     const void *arena; /* where the run's own values lie: nobody reads them after it */
     uint64_t arena_bytes;
     tpi_threads *threads;

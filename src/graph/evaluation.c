@@ -4,9 +4,10 @@
 
 #include <string.h>
 
-/* Slots, leaves' and buffers' addresses, leaves, buffers, results. */
+/* Slots, leaves' and buffers' addresses, leaves, state, buffers, results. */
 size_t tpi_evaluation_pointers(const tpi_plan *plan) {
-    return (size_t)plan->n_slots + 2 * ((size_t)plan->n_leaves + plan->n_buffers) + plan->n_results;
+    return (size_t)plan->n_slots + 2 * ((size_t)plan->n_leaves + plan->n_buffers) + plan->n_assigned +
+           plan->n_results;
 }
 
 static void clear_results(tpi_evaluation *e) {
@@ -18,7 +19,8 @@ void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, voi
     void **bases = pointers + plan->n_slots;
     e->run = (tpi_run){.context = ctx, .plan = plan, .bases = bases, .slots = pointers};
     e->leaves = (tp_tensor **)(bases + plan->n_leaves + plan->n_buffers);
-    e->fresh = (tpi_storage **)(e->leaves + plan->n_leaves);
+    e->state = (tpi_storage **)(e->leaves + plan->n_leaves);
+    e->fresh = e->state + plan->n_assigned;
     e->results = (tp_tensor **)(e->fresh + plan->n_buffers);
     e->settled = false;
     clear_results(e);
@@ -27,8 +29,10 @@ void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, voi
 /* ---- before running ---- */
 
 static void take_leaves(tpi_evaluation *e) {
-    for (uint32_t i = 0; i < e->run.plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(e->leaves[i]);
-    e->run.bound = false;
+    const tpi_plan *plan = e->run.plan;
+    for (uint32_t i = 0; i < plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(e->leaves[i]);
+    for (uint32_t i = 0; i < plan->n_assigned; i++) e->state[i] = e->leaves[plan->assigned[i]]->storage;
+    e->run.binding = 0;
 }
 
 static tp_status check_leaves(const tpi_evaluation *e) {
@@ -46,7 +50,7 @@ tp_status tpi_evaluation_settle(tpi_evaluation *e) {
 
 static void take_buffer(tpi_evaluation *e, uint32_t b) {
     void **base = &e->run.bases[e->run.plan->n_leaves + b];
-    e->run.bound = e->run.bound && *base == e->fresh[b]->data;
+    if (*base != e->fresh[b]->data) e->run.binding = 0;
     *base = e->fresh[b]->data;
 }
 
@@ -121,7 +125,7 @@ static void set_marks(const tpi_evaluation *e) {
         e->fresh[b]->mark = mark;
         atomic_store_explicit(&e->fresh[b]->unchecked, plan->can_fail, memory_order_relaxed);
     }
-    for (uint32_t i = 0; i < plan->n_assigned; i++) e->leaves[plan->assigned[i]]->storage->mark = mark;
+    for (uint32_t i = 0; i < plan->n_assigned; i++) e->state[i]->mark = mark;
 }
 
 static tp_status run(tpi_evaluation *e) {
@@ -196,7 +200,6 @@ tp_status tpi_evaluation_perform(tpi_evaluation *e, bool queued, tp_event **even
 }
 
 tp_tensor *tpi_evaluation_advance(const tpi_evaluation *e, uint32_t assignment) {
-    tp_tensor *state = e->leaves[e->run.plan->assigned[assignment]];
-    state->storage->version++;
-    return state;
+    e->state[assignment]->version++;
+    return e->leaves[e->run.plan->assigned[assignment]];
 }

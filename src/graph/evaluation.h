@@ -11,6 +11,7 @@
 typedef struct tpi_evaluation {
     tpi_run run;         /* the plan is borrowed */
     tp_tensor **leaves;  /* one for each leaf of the plan; borrowed */
+    tpi_storage **state; /* of the leaves that are assigned; borrowed */
     tpi_storage **fresh; /* one for each result buffer; owned */
     tp_tensor **results; /* one for each output; owned */
     bool settled;        /* see tpi_evaluation_settle */

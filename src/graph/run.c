@@ -8,9 +8,10 @@
 
 /* A program finds the same memory again in every run: nothing is to be bound then. */
 static void bind(tpi_run *run, char *arena) {
+    static _Atomic uint64_t bindings;
     const tpi_plan *plan = run->plan;
     void *const *buffers = run->bases + plan->n_leaves;
-    if (run->bound && run->arena == arena) return;
+    if (run->binding && run->arena == arena) return;
     for (uint32_t s = 0; s < plan->n_slots; s++) {
         const tpi_slot *slot = &plan->slots[s];
         char *base = slot->place == TPI_PLACE_ARENA  ? arena
@@ -20,7 +21,7 @@ static void bind(tpi_run *run, char *arena) {
         run->slots[s] = base ? base + slot->offset : NULL;
     }
     run->arena = arena;
-    run->bound = true;
+    run->binding = ++bindings;
 }
 
 static tpi_launch new_launch(const tpi_run *run) {
@@ -35,6 +36,7 @@ static tp_status queue_steps(const tpi_run *run, uint32_t first, uint32_t n, tpi
                              .n_slots = plan->n_slots,
                              .can_fail = plan->can_fail,
                              .slots = run->slots,
+                             .binding = run->binding,
                              .arena = run->arena,
                              .arena_bytes = plan->arena_bytes,
                              .threads = run->context->threads,

@@ -11,8 +11,8 @@ typedef struct tpi_run {
     tpi_plan *plan;
     void **bases; /* leaves, then result buffers */
     void **slots;
-    void *arena; /* of the last run */
-    bool bound;  /* slots are those of the bases and the arena */
+    void *arena;      /* of the last run */
+    uint64_t binding; /* of the slots to the bases and the arena, another each time; 0: not bound */
 } tpi_run;
 
 /* Takes the arena, binds the slots where they are not bound to it, runs the steps, gives the arena back. On a
