@@ -5,6 +5,8 @@ JOBS ?= $(shell nproc)
 # Tests and kernels share the processors: one test more at a time than half as many as there are processors.
 CTEST_JOBS ?= $(shell expr $(JOBS) / 2 + 1)
 FUZZ_SECONDS ?= 600
+# Labels of tests that sanitizers leave out.
+SKIP ?= source
 # Where the peers of the benchmarks live; empty: the user's cache folder.
 export PEERS
 CTEST = ctest --output-on-failure -j$(CTEST_JOBS) --test-dir
@@ -54,7 +56,7 @@ test-sanitize: ## the tests under the address and undefined-behaviour sanitizers
 	tools/install-deps.sh test
 	cmake --preset sanitize
 	cmake --build build/sanitize -j$(JOBS)
-	$(CTEST) build/sanitize -LE source
+	$(CTEST) build/sanitize -LE '$(SKIP)'
 
 test-thread: ## the programs tests/tsan_*.c under the thread sanitizer
 	tools/install-deps.sh test
