@@ -106,22 +106,21 @@ typedef struct input {
     int64_t shape[2];
 } input;
 
-static int64_t count_of(const input *x) {
-    return x->rank == 1 ? x->shape[0] : x->shape[0] * x->shape[1];
+/* Elements are of four bytes; an input begins at a cache line. */
+static int64_t words_of(const input *x) {
+    const int64_t count = x->rank == 1 ? x->shape[0] : x->shape[0] * x->shape[1], line = TPI_ALIGN / 4;
+    return (count + line - 1) / line * line;
 }
 
-/* Views of a block that is just large enough for them, each at a cache line; all are of four bytes an
- * element. */
 static tp_status make_views(tpi_step_program *p, tp_device *device, const input *inputs, int n) {
-    const int64_t line = TPI_ALIGN / 4;
     int64_t at = 0, words = 0;
-    for (int i = 0; i < n; i++) words += (count_of(&inputs[i]) + line - 1) / line * line;
+    for (int i = 0; i < n; i++) words += words_of(&inputs[i]);
     TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &words, &p->block));
     if (!(p->written = tpi_calloc((size_t)words, 4))) return TP_ENOMEM;
     for (int i = 0; i < n; i++) {
         const input *x = &inputs[i];
         TPI_TRY(tpi_tensor_view(p->block, x->dtype, x->rank, x->shape, NULL, (size_t)at * 4, x->tensor));
-        at += (count_of(x) + line - 1) / line * line;
+        at += words_of(x);
     }
     return TP_OK;
 }
