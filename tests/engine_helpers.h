@@ -4,7 +4,7 @@
 #ifndef TAPER_TESTS_ENGINE_HELPERS_H
 #define TAPER_TESTS_ENGINE_HELPERS_H
 
-#include <criterion/criterion.h>
+#include "must.h"
 
 #include "core/alloc.h"
 #include "graph/graph.h"
@@ -14,17 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define must(call) cr_assert_eq((call), TP_OK, "%s: %s", #call, tp_error_message())
-
-/* The call fails with this status, and its message holds `part`. */
-#define must_fail(call, wanted, part)                                                                        \
-    do {                                                                                                     \
-        tp_status status_ = (call);                                                                          \
-        cr_assert_eq(status_, wanted, "%s: got %s: %s", #call, tp_status_name(status_), tp_error_message()); \
-        cr_assert(strstr(tp_error_message(), part), "%s: no \"%s\" in: %s", #call, part,                     \
-                  tp_error_message());                                                                       \
-    } while (0)
 
 #define SHAPE(...) ((int64_t[]){__VA_ARGS__})
 

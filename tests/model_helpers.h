@@ -2,7 +2,7 @@
 #ifndef TAPER_TESTS_MODEL_HELPERS_H
 #define TAPER_TESTS_MODEL_HELPERS_H
 
-#include <criterion/criterion.h>
+#include "must.h"
 
 #include "core/alloc.h"
 #include "core/error.h"
@@ -17,17 +17,6 @@
 #include <string.h>
 
 #define GOLDEN TAPER_TEST_DATA "/golden/models/"
-
-#define must(call) cr_assert_eq((call), TP_OK, "%s: %s", #call, tp_error_message())
-
-/* The call fails with this status, and its message holds `part`. */
-#define must_fail(call, wanted, part)                                                                        \
-    do {                                                                                                     \
-        tp_status status_ = (call);                                                                          \
-        cr_assert_eq(status_, wanted, "%s: got %s: %s", #call, tp_status_name(status_), tp_error_message()); \
-        cr_assert(strstr(tp_error_message(), part), "%s: no \"%s\" in: %s", #call, part,                     \
-                  tp_error_message());                                                                       \
-    } while (0)
 
 static inline tp_context *make_context(void) {
     tp_context *ctx;

@@ -1,6 +1,7 @@
 /* Data on its way to a step: rows and masks, the policies, packing, order, padding; and what else a run is
  * made of beside steps: schedules, options, the log and the plot. */
 #include "io_helpers.h"
+#include "must.h"
 
 #include "taper/model.h"
 #include "train/batches.h"
@@ -21,8 +22,6 @@ const char *__lsan_default_suppressions(void) {
 
 #define MODEL TAPER_TEST_DATA "/../models/taper-wick"
 #define END   4093 /* <|endoftext|> of that vocabulary */
-
-#define must(call) cr_assert_eq((call), TP_OK, "%s: %s", #call, tp_error_message())
 
 static tp_tokenizer *tokenizer;
 
