@@ -198,8 +198,3 @@ tp_status tpi_evaluation_perform(tpi_evaluation *e, bool queued, tp_event **even
     TPI_TRY(prepare(e));
     return queued ? enqueue(e, event) : run(e);
 }
-
-tp_tensor *tpi_evaluation_advance(const tpi_evaluation *e, uint32_t assignment) {
-    e->state[assignment]->version++;
-    return e->leaves[e->run.plan->assigned[assignment]];
-}
