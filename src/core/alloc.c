@@ -56,7 +56,7 @@ void *tpi_realloc_array(void *old, size_t count, size_t size) {
 }
 
 void *tpi_aligned_alloc(size_t bytes) {
-    size_t rounded = (bytes + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
+    size_t rounded = tpi_align_up(bytes);
     bool overflow = rounded < bytes;
     if (rounded == 0) rounded = TPI_ALIGN;
     return counted(overflow || injected_fault() ? NULL : aligned_alloc(TPI_ALIGN, rounded), bytes);

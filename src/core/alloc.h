@@ -43,6 +43,11 @@ static inline bool tpi_add_size(size_t a, size_t b, size_t *out) {
     return !__builtin_add_overflow(a, b, out);
 }
 
+/* The next multiple of TPI_ALIGN; less than `bytes` where there is none. */
+static inline size_t tpi_align_up(size_t bytes) {
+    return (bytes + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
+}
+
 /* Fault injection for tests: the n-th allocation from now fails, once (n = 1 is the next one; 0 switches
  * it off). Process-wide. */
 void tpi_alloc_fail_at(int64_t n);

@@ -35,7 +35,8 @@ static void take_leaves(tpi_evaluation *e) {
     e->run.binding = 0;
 }
 
-static tp_status check_leaves(const tpi_evaluation *e) {
+/* What was to be made by an evaluation has been made, as far as is known. */
+static tp_status check_made(const tpi_evaluation *e) {
     for (uint32_t i = 0; i < e->run.plan->n_leaves; i++) TPI_TRY(tpi_storage_check(e->leaves[i]->storage));
     return TP_OK;
 }
@@ -131,7 +132,7 @@ static void set_marks(const tpi_evaluation *e) {
 static tp_status run(tpi_evaluation *e) {
     const tpi_plan *plan = e->run.plan;
     if (tpi_is_host(plan->device)) tpi_queue_drain(e->run.context->queue);
-    if (!e->settled) TPI_TRY(check_leaves(e));
+    if (!e->settled) TPI_TRY(check_made(e));
     TPI_TRY(tpi_run_now(&e->run));
     set_marks(e);
     return TP_OK;

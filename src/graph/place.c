@@ -14,7 +14,7 @@ static tpi_value *root_of(const tpi_ir *ir, uint32_t value) {
 
 static uint64_t bytes_of(const tpi_operand *operand) {
     uint64_t bytes = (uint64_t)operand->count * tp_dtype_size((tp_dtype)operand->dtype);
-    return (bytes + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN + (bytes ? 0 : TPI_ALIGN);
+    return tpi_align_up(bytes ? bytes : TPI_ALIGN);
 }
 
 static void find_last_uses(tpi_ir *ir) {
@@ -263,17 +263,13 @@ static tp_status place_outputs(tpi_ir *ir, const tpi_inst *inst, uint32_t i, spa
     return TP_OK;
 }
 
-static uint64_t scratch_bytes(const tpi_inst *inst) {
-    return (inst->scratch + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
-}
-
 /* Gives back what the instructions had that are over with instruction i: those that are launched with it at
  * the latest. */
 static tp_status release_over(tpi_ir *ir, uint32_t i, space *s) {
     for (uint32_t back = 0; back <= ir->backend->together && back <= i; back++) {
         const tpi_inst *inst = &ir->insts[i - back];
         if (inst->with != back) continue;
-        if (inst->scratch) TPI_TRY(space_give(s, inst->scratch_at, scratch_bytes(inst)));
+        if (inst->scratch) TPI_TRY(space_give(s, inst->scratch_at, tpi_align_up(inst->scratch)));
         TPI_TRY(release_dying(ir, i - back, false, s));
     }
     return TP_OK;
@@ -284,7 +280,7 @@ static tp_status place_arena(tpi_ir *ir, space *s) {
     for (uint32_t i = 0; i < ir->n_insts; i++) {
         tpi_inst *inst = &ir->insts[i];
         TPI_TRY(place_outputs(ir, inst, i, s));
-        if (inst->scratch) TPI_TRY(space_take(s, scratch_bytes(inst), &inst->scratch_at));
+        if (inst->scratch) TPI_TRY(space_take(s, tpi_align_up(inst->scratch), &inst->scratch_at));
         TPI_TRY(release_over(ir, i, s));
         if (late && i >= late) TPI_TRY(release_dying(ir, i - late, true, s));
     }

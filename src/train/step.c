@@ -106,21 +106,21 @@ typedef struct input {
     int64_t shape[2];
 } input;
 
-/* Elements are of four bytes; an input begins at a cache line. */
-static int64_t words_of(const input *x) {
-    const int64_t count = x->rank == 1 ? x->shape[0] : x->shape[0] * x->shape[1], line = TPI_ALIGN / 4;
-    return (count + line - 1) / line * line;
+/* Elements are of four bytes. */
+static size_t bytes_of(const input *x) {
+    return tpi_align_up((size_t)(x->rank == 1 ? x->shape[0] : x->shape[0] * x->shape[1]) * 4);
 }
 
 static tp_status make_views(tpi_step_program *p, tp_device *device, const input *inputs, int n) {
-    int64_t at = 0, words = 0;
-    for (int i = 0; i < n; i++) words += words_of(&inputs[i]);
+    size_t at = 0, bytes = 0;
+    for (int i = 0; i < n; i++) bytes += bytes_of(&inputs[i]);
+    const int64_t words = (int64_t)(bytes / 4);
     TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &words, &p->block));
-    if (!(p->written = tpi_calloc((size_t)words, 4))) return TP_ENOMEM;
+    if (!(p->written = tpi_calloc(bytes, 1))) return TP_ENOMEM;
     for (int i = 0; i < n; i++) {
         const input *x = &inputs[i];
-        TPI_TRY(tpi_tensor_view(p->block, x->dtype, x->rank, x->shape, NULL, (size_t)at * 4, x->tensor));
-        at += words_of(x);
+        TPI_TRY(tpi_tensor_view(p->block, x->dtype, x->rank, x->shape, NULL, at, x->tensor));
+        at += bytes_of(x);
     }
     return TP_OK;
 }

@@ -49,14 +49,10 @@ static bool lies_as_matrix(const tpi_operand *operand, matrix *m) {
     return (stride == 1 || m->rows == 1) && m->leading >= m->rows;
 }
 
-static size_t round_up(size_t bytes) {
-    return (bytes + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
-}
-
 /* Bytes of scratch that the operand takes. */
 static size_t packed_bytes(const tpi_operand *operand) {
     matrix m;
-    return lies_as_matrix(operand, &m) ? 0 : round_up((size_t)operand->count * sizeof(float));
+    return lies_as_matrix(operand, &m) ? 0 : tpi_align_up((size_t)operand->count * sizeof(float));
 }
 
 /* The same shape, row-major in f32. */
@@ -164,7 +160,7 @@ static bool result_lies(const tpi_operand *y) {
 }
 
 static size_t result_bytes(const tpi_operand *y) {
-    return result_lies(y) ? 0 : round_up((size_t)y->count * sizeof(float));
+    return result_lies(y) ? 0 : tpi_align_up((size_t)y->count * sizeof(float));
 }
 
 static matrix result_matrix(const tpi_operand *y, void *data, int64_t offset, char **scratch) {
@@ -283,7 +279,7 @@ static size_t layer_scratch(const tpi_step *step, int threads) {
     size_t bytes = packed_bytes(tpi_in_operand(step, 0)) + result_bytes(tpi_out_operand(step, 0));
     if (l.w) bytes += packed_bytes(tpi_in_operand(step, l.w));
     if (l.a) bytes += packed_bytes(tpi_in_operand(step, l.a)) + packed_bytes(tpi_in_operand(step, l.b));
-    return bytes + round_up((size_t)(rows_of(step) * l.rank) * sizeof(float));
+    return bytes + tpi_align_up((size_t)(rows_of(step) * l.rank) * sizeof(float));
 }
 
 typedef struct finish_job {
@@ -306,7 +302,7 @@ static void add_low_rank(const tpi_launch *launch, const layer *l, const matrix 
                          char **scratch) {
     /* Scaled here, so that it can be given as it is. */
     matrix xa = {(float *)*scratch, y->rows, l->rank, l->rank, false};
-    *scratch += round_up((size_t)(xa.rows * xa.columns) * sizeof(float));
+    *scratch += tpi_align_up((size_t)(xa.rows * xa.columns) * sizeof(float));
     matrix a = as_matrix(tpi_in_operand(launch->step, l->a), tpi_in(launch, l->a), 0, scratch);
     matrix b = as_matrix(tpi_in_operand(launch->step, l->b), tpi_in(launch, l->b), 0, scratch);
     if (l->rank) multiply_on(launch->threads, (product){*x, a, xa, l->scale, 0});
@@ -365,7 +361,7 @@ static size_t loss_scratch(const tpi_step *step, int threads) {
     (void)threads;
     const tpi_operand *w = tpi_in_operand(step, 1);
     tpi_operand slice = slice_of(step, w->shape[1]), tail = slice_of(step, w->shape[1] % LOSS_SLICE);
-    size_t features = round_up((size_t)(LOSS_ROWS * w->shape[0]) * sizeof(float));
+    size_t features = tpi_align_up((size_t)(LOSS_ROWS * w->shape[0]) * sizeof(float));
     size_t packed = packed_bytes(&slice), packed_tail = packed_bytes(&tail);
     return 2 * features + LOSS_ROWS * LOSS_SLICE * sizeof(float) +
            (packed > packed_tail ? packed : packed_tail);
@@ -373,7 +369,7 @@ static size_t loss_scratch(const tpi_step *step, int threads) {
 
 static void begin_loss(loss_job *job, const tpi_launch *launch) {
     int64_t d = tpi_in_operand(launch->step, 1)->shape[0];
-    size_t features = round_up((size_t)(LOSS_ROWS * d) * sizeof(float));
+    size_t features = tpi_align_up((size_t)(LOSS_ROWS * d) * sizeof(float));
     char *at = tpi_scratch(launch);
     job->launch = launch;
     job->h = job->sums = (matrix){(float *)(void *)at, 0, d, d > 0 ? d : 1, false};

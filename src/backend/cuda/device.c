@@ -114,7 +114,7 @@ static tp_status stage(tpi_cuda_device *device, char *to, const char *from, size
         memcpy(piece, from, n);
         TRY_CUDA(device, cudaMemcpyAsync(to, piece, n, cudaMemcpyHostToDevice, device->kernel.stream),
                  "copy to the device");
-        s->at += (n + TPI_ALIGN - 1) / TPI_ALIGN * TPI_ALIGN;
+        s->at += tpi_align_up(n);
         to += n;
         from += n;
         bytes -= n;
