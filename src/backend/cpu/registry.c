@@ -117,9 +117,8 @@ static void describe(char *text, size_t bytes) {
 #endif
 }
 
-/* Pairs are quicker than f32 on some processors only, and where they were measured they are not. */
 static bool multiplies(tp_dtype dtype) {
-    return dtype == TP_BF16 && tpi_cpu_isa() == TPI_ISA_AMX;
+    return dtype == TP_BF16 && tpi_cpu_isa() >= TPI_ISA_AVX512_BF16;
 }
 
 const tpi_backend *tpi_backend_cpu(void) {

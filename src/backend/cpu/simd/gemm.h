@@ -162,6 +162,15 @@ size_t TPI_SIMD(gemm_together_scratch)(int64_t m, int64_t n, int64_t k, int thre
 
 /* For products of which one term is bf16 · bf16; operands of another term are any floats. */
 #if BF16_PRODUCTS
+#if defined(BF16_TILES)
+#define BF16_ROWS    (2 * TILE_ROWS) /* of a panel of a, */
+#define BF16_COLUMNS (2 * TILE_WORDS) /* and of one of b; */
+#define BF16_UNIT    TILE_WORDS       /* a term has a multiple of so many words */
+#else
+#define BF16_ROWS    MR
+#define BF16_COLUMNS NR
+#define BF16_UNIT    1
+#endif
 extern const tpi_tiling TPI_SIMD(bf16_tiling);
 void TPI_SIMD(bf16_panel)(int64_t rows, int64_t n, int64_t words, const float *a, const float *b,
                           int64_t b_step, tpi_soon *soon, float *c, int64_t ldc, bool accumulate);

@@ -7,18 +7,12 @@
 
 #if BF16_PRODUCTS
 
-#if defined(BF16_TILES)
-#define ROWS    (2 * TILE_ROWS)
-#define COLUMNS (2 * TILE_WORDS)
-#define UNIT    TILE_WORDS
+#define ROWS    BF16_ROWS
+#define COLUMNS BF16_COLUMNS
+#define UNIT    BF16_UNIT
 #define TILE    (TILE_ROWS * TILE_WORDS)
 #define DEPTH   512 /* words whose sums stay in tiles */
-#else
-#define ROWS    MR
-#define COLUMNS NR
-#define UNIT    1
-#endif
-#define SOME 16 /* words of a panel whose steps are brought together first */
+#define SOME    16  /* words of a panel whose steps are brought together first */
 
 /* An operand by its lines, rows of a or columns of b, and how it takes part in each round of the term's
  * steps. */

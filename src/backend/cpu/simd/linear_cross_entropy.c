@@ -9,8 +9,8 @@
 #include "backend/cpu/simd/row.h"
 #include "core/error.h"
 
-#if defined(BF16_TILES)
-#define UNIT (2 * TILE_ROWS) /* rows of a panel of h */
+#if BF16_PRODUCTS
+#define UNIT BF16_ROWS /* rows of a panel of h */
 #else
 #define UNIT MR
 #endif

@@ -27,6 +27,8 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     SHARED(TPI_LINEAR_LORA, linear_lora, lora),
     SPACE(TPI_LINEAR_CROSS_ENTROPY, linear_cross_entropy),
     SHARED(TPI_LINEAR_CROSS_ENTROPY_GRAD, linear_cross_entropy_grad, linear_cross_entropy),
+    SPACE(TPI_ATTENTION, attention),
+    SPACE(TPI_ATTENTION_GRAD, attention_grad),
 #if !BF16_PRODUCTS
     POINTWISE(NEG),
     POINTWISE(EXP),
@@ -80,10 +82,6 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     PLAIN(TPI_GATHER, gather),
     PLAIN(TPI_SCATTER_ADD, scatter_add),
     PLAIN(TPI_CACHE_WRITE, cache_write),
-#endif
-#if !BF16_PRODUCTS || defined(BF16_TILES)
-    SPACE(TPI_ATTENTION, attention),
-    SPACE(TPI_ATTENTION_GRAD, attention_grad),
 #endif
     TPI_KERNELS_END,
 };

@@ -15,7 +15,7 @@ endif()
 
 # Where bf16 has products of its own, these are all that differs.
 file(GLOB TAPER_SIMD_PRODUCTS CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/gemm*.c ${CMAKE_CURRENT_LIST_DIR}/lora_*.c
-     ${CMAKE_CURRENT_LIST_DIR}/*_amx.c)
+     ${CMAKE_CURRENT_LIST_DIR}/*_bf16.c)
 list(APPEND TAPER_SIMD_PRODUCTS ${CMAKE_CURRENT_LIST_DIR}/matmul.c ${CMAKE_CURRENT_LIST_DIR}/linear_cross_entropy.c
      ${CMAKE_CURRENT_LIST_DIR}/row.c ${CMAKE_CURRENT_LIST_DIR}/simd.c)
 

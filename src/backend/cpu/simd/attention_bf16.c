@@ -1,11 +1,11 @@
-/* Attention by tiles of bf16: the blocks and the running softmax of attention.c.
+/* Attention by products of bf16: the blocks and the running softmax of attention.c.
  *
  * Scores become weights, rounded to bf16, in the room of their f32; sums of the weights stay f32. A few
  * queries are left to the other kernels: they are bound by memory. */
 #include "backend/cpu/simd/bf16.h"
 
-#if defined(BF16_TILES)
-#include "backend/cpu/simd/attention_amx.h"
+#if BF16_PRODUCTS
+#include "backend/cpu/simd/attention_bf16.h"
 
 typedef struct forward {
     attention p;
@@ -86,12 +86,12 @@ static void begin_block(const forward *f, query_rows *w, float *space) {
 static void query_block(const void *job, int64_t i, int thread) {
     const forward *f = job;
     const attention *p = &f->p;
-    int64_t lines = p->batches * p->heads, blocks = ceil_div(p->queries, SIDE), line = i % lines;
+    int64_t lines = p->batches * p->heads, blocks = ceil_div(p->queries, LINES), line = i % lines;
     query_rows w = {.b = line / p->heads, .h = line % p->heads, .d = f->d};
     int64_t group = w.b * p->groups + w.h / (p->heads / p->groups), first, end, ignored;
     const float *kt = f->packed + group * f->group_size, *v = kt + f->keys * f->words;
-    w.t = (blocks - 1 - i / lines) * SIDE; /* the longest rows first */
-    w.rows = least(SIDE, p->queries - w.t);
+    w.t = (blocks - 1 - i / lines) * LINES; /* the longest rows first */
+    w.rows = least(LINES, p->queries - w.t);
     begin_block(f, &w, f->blocks + thread * f->thread_size);
     visible_keys(p, w.b, w.t, &first, &ignored);
     visible_keys(p, w.b, w.t + w.rows - 1, &ignored, &end);
@@ -110,7 +110,7 @@ KERNEL(attention) {
     forward f = forward_of(launch);
     const attention *p = &f.p;
     run_tasks(launch->threads, p->batches * p->groups * (f.keys / SIDE), pack_keys, &f);
-    run_tasks(launch->threads, p->batches * p->heads * ceil_div(p->queries, SIDE), query_block, &f);
+    run_tasks(launch->threads, p->batches * p->heads * ceil_div(p->queries, LINES), query_block, &f);
     return TP_OK;
 }
 

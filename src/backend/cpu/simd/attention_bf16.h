@@ -1,17 +1,17 @@
-/* Blocks of attention as operands of tiles: both kernels of bf16 attention by AMX are made of these.
+/* Blocks of attention as operands of bf16 products: both kernels of bf16 attention are made of these.
  *
- * All is bf16 and packed once for each use. A block is SIDE queries by SIDE keys. */
-#ifndef TAPER_SIMD_ATTENTION_AMX_H
-#define TAPER_SIMD_ATTENTION_AMX_H
+ * All is bf16 and packed once for each use. A block is LINES queries by SIDE keys. */
+#ifndef TAPER_SIMD_ATTENTION_BF16_H
+#define TAPER_SIMD_ATTENTION_BF16_H
 
 #include "backend/cpu/simd/attention.h"
 
-#define SIDE 128 /* queries, and keys, of a block: whole panels */
-#define EDGE 32  /* rows of a panel of a, columns of one of b */
+#define SIDE  128                            /* keys of a block: whole panels */
+#define LINES (SIDE / BF16_ROWS * BF16_ROWS) /* queries of one: so are these */
+#define EDGE  BF16_COLUMNS
 
-/* Words of so many steps: whole tiles. */
 static inline int64_t words_of(int64_t steps) {
-    return round_up(ceil_div(steps, 2), TILE_WORDS);
+    return round_up(ceil_div(steps, 2), BF16_UNIT);
 }
 
 static inline tpi_matrix from_row(tpi_matrix x, int64_t row) {
@@ -27,7 +27,8 @@ static inline tpi_matrix rounded(const float *block) {
 /* x [rows, steps] as the first operand. */
 static inline void pack_left(tpi_matrix x, int64_t rows, int64_t steps, float *out) {
     const tpi_term term = {x, {.dtype = TP_BF16}, steps};
-    TPI_SIMD(bf16_tiling).pack_a(&term, 0, 0, rows, words_of(steps), out, EDGE * words_of(steps));
+    TPI_SIMD(bf16_tiling).pack_a(&term, 0, 0, rows, words_of(steps), out,
+                                  BF16_ROWS * words_of(steps));
 }
 
 /* x [steps, columns] as the second one, panels `stride` floats apart. */

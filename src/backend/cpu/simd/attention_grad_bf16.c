@@ -1,17 +1,18 @@
-/* Attention's gradient by tiles of bf16: the formulas of attention_grad.c in blocks.
+/* Attention's gradient by products of bf16: the formulas of attention_grad.c in blocks.
  *
- * The trick: of the products with Pᵀ and dscoreᵀ, tiles compute the transposes, dvᵀ += doutᵀ·P and
+ * The trick: of the products with Pᵀ and dscoreᵀ, the transposes are computed, dvᵀ += doutᵀ·P and
  * dkᵀ += qᵀ·dscore, so that no block of weights is ever transposed: its rows are joined in pairs, or copied
  * as they are. P and dscore are rounded to bf16 in the room of their f32. */
 #include "backend/cpu/simd/bf16.h"
 
-#if defined(BF16_TILES)
-#include "backend/cpu/simd/attention_amx.h"
+#if BF16_PRODUCTS
+#include "backend/cpu/simd/attention_bf16.h"
 
 typedef struct backward {
     attention p;
     int64_t d, words, keys, pitch; /* features padded to panels; words of them; keys padded to blocks; dkᵀ's
                                       rows are `pitch` apart */
+    int64_t turned;                /* floats of qᵀ, packed */
     int64_t group_size, head_size, thread_size; /* floats: packed kᵀ, vᵀ, k; dkᵀ, dvᵀ; a block's buffers */
     float *packed, *sums, *blocks;
 } backward;
@@ -20,10 +21,11 @@ static backward backward_of(const tpi_launch *launch) {
     backward w = {.p = attention_of(launch), .packed = tpi_scratch(launch)};
     const attention *p = &w.p;
     w.d = round_up(p->size, EDGE), w.words = words_of(p->size), w.keys = round_up(p->keys, SIDE);
-    w.pitch = w.keys + TILE_WORDS; /* rows a power of two apart would collide */
+    w.pitch = w.keys + VW; /* rows a power of two apart would collide */
     w.group_size = w.keys * (2 * w.words + w.d / 2);
     w.head_size = 2 * w.d * w.pitch;
-    w.thread_size = SIDE * (2 * w.words + w.d + 2) + 2 * w.d * words_of(SIDE) + 3 * SIDE * SIDE;
+    w.turned = round_up(p->size, BF16_ROWS) * words_of(LINES);
+    w.thread_size = SIDE * (2 * w.words + w.d + 2) + 2 * w.turned + 3 * SIDE * SIDE;
     w.sums = w.packed + p->batches * p->groups * w.group_size;
     w.blocks = w.sums + p->batches * p->heads * w.head_size;
     return w;
@@ -77,10 +79,10 @@ typedef struct block {
 } block;
 
 static void place_buffers(const backward *w, block *k, float *space) {
-    int64_t side = SIDE * w->words, turned = w->d * words_of(SIDE);
+    int64_t side = SIDE * w->words;
     k->q = space, k->dout = k->q + side;
-    k->q_turned = k->dout + side, k->dout_turned = k->q_turned + turned;
-    k->dq = k->dout_turned + turned, k->lse = k->dq + SIDE * w->d, k->delta = k->lse + SIDE;
+    k->q_turned = k->dout + side, k->dout_turned = k->q_turned + w->turned;
+    k->dq = k->dout_turned + w->turned, k->lse = k->dq + SIDE * w->d, k->delta = k->lse + SIDE;
     k->p = k->delta + SIDE, k->ds = k->p + SIDE * SIDE, k->packed = k->ds + SIDE * SIDE;
 }
 
@@ -156,9 +158,9 @@ static void head_task(const void *job, int64_t i, int thread) {
     float *dk = w->sums + i * w->head_size, *dv = dk + w->head_size / 2;
     place_buffers(w, &k, w->blocks + thread * w->thread_size);
     memset(dk, 0, sizeof(float) * (size_t)w->head_size);
-    for (k.t = 0; k.t < p->queries; k.t += SIDE) {
+    for (k.t = 0; k.t < p->queries; k.t += LINES) {
         int64_t first, end, ignored;
-        k.rows = least(SIDE, p->queries - k.t);
+        k.rows = least(LINES, p->queries - k.t);
         begin_block(w, &k);
         visible_keys(p, k.b, k.t, &first, &ignored);
         visible_keys(p, k.b, k.t + k.rows - 1, &ignored, &end);
