@@ -49,6 +49,8 @@ INLINE void join(const uint16_t *x, int64_t stride, int64_t steps, int64_t n, in
         int64_t low = 2 * w < steps ? n : 0, high = 2 * w + 1 < steps ? n : 0;
         const uint16_t *line = x + 2 * w * stride;
         for (int64_t j = 0; j < width; j += VW) {
+            __builtin_prefetch(line + width + j, 0, 2);
+            __builtin_prefetch(line + stride + width + j, 0, 2);
             vf a = v_get(line, TP_BF16, j, least(VW, most(0, low - j)));
             vf b = v_get(line + (high ? stride : 0), TP_BF16, j, least(VW, most(0, high - j)));
             if (j + VW <= width || w + 1 < words)

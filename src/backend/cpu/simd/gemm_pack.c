@@ -8,12 +8,13 @@
  * lines floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW. Overlapping
  * vector stores are repaired by the next one; only the last ones are cut. */
 INLINE void transposed(const void *data, int dtype, int64_t stride, int64_t lines, int64_t n, int64_t width,
-                       int64_t step, float *out) {
+                       int64_t step, int64_t ahead, float *out) {
     for (int64_t j = 0; j < n; j += VW) {
         int64_t part = least(VW, n - j);
         vf r[VW];
         UNROLL for (int i = 0; i < VW; i++) {
             r[i] = i < lines ? v_get((const char *)data + i * stride, dtype, j, part) : v_set(0.0f);
+            __builtin_prefetch((const char *)data + (ahead + i) * stride + j * dtype_size(dtype), 0, 2);
         }
         v_transpose(r);
         bool whole = width == VW || j + VW < n;
@@ -40,6 +41,7 @@ INLINE void straight(const void *data, int dtype, int64_t stride, int64_t k, int
                 (k - 1 - p) * stride + n - j >= VW; /* a whole vector from here on is of the matrix */
             vf x = inside ? v_get(line, dtype, j, VW) : v_get(line, dtype, j, have);
             if (inside && have < want) x = v_keep(x, have);
+            __builtin_prefetch(line + (width + j) * size, 0, 2);
             if (want == VW || p + 1 < k)
                 v_store(out + j, x);
             else
@@ -61,7 +63,7 @@ INLINE void turned(const void *data, int dtype, int64_t stride, int64_t lines, i
                    float *out) {
     for (int64_t i = 0; i < width; i += VW)
         transposed((const char *)data + i * stride, dtype, stride, most(0, least(VW, lines - i)), k,
-                   least(VW, width - i), width, out + i);
+                   least(VW, width - i), width, width, out + i);
 }
 
 void TPI_SIMD(pack_words)(const void *data, int64_t stride, int64_t lines, int64_t words, int64_t width,
@@ -111,7 +113,7 @@ INLINE void rows_of(const tpi_matrix *a, int dtype, int64_t i0, int64_t j0, int6
     } else if (a->rs == 1) {
         for (int64_t j = 0; j < k; j += VW)
             transposed(tpi_matrix_at(a, i0, j0 + j), dtype, a->cs * dtype_size(dtype), least(VW, k - j), rows,
-                       VW, stride, out + j);
+                       VW, stride, VW, out + j);
     } else {
         for (int64_t i = 0; i < rows; i++)
             scattered(tpi_matrix_at(a, i0 + i, j0), dtype, 0, a->cs, 1, k, 1, out + i * stride);
