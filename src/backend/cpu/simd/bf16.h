@@ -23,17 +23,21 @@ INLINE vf v_pair(vf low, vf high) {
     return (vf)((vu)low >> 16 | (vu)high);
 }
 
-/* c + the dot product of each word of a and b. */
+/* c + the dot product of each word of a and b, where BF16_DOTS: there may be tiles, too. */
 #if defined(__AVX512BF16__)
+#define BF16_DOTS 1
 INLINE vf v_dot(vf a, vf b, vf c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
 }
 #elif defined(EMULATE_PAIRS)
+#define BF16_DOTS 1
 INLINE vf v_dot(vf a, vf b, vf c) {
     const vu upper = (vu)v_seti((int32_t)0xffff0000u);
     c = v_fma((vf)((vu)a & upper), (vf)((vu)b & upper), c);
     return v_fma((vf)((vu)a << 16), (vf)((vu)b << 16), c);
 }
+#else
+#define BF16_DOTS 0
 #endif
 
 /* ---- tiles: 16 rows of 16 words; which of the eight is a constant ---- */

@@ -12,42 +12,75 @@
 #define SPAN        2048 /* columns of c at a time: long enough for the processor to follow b's rows */
 #define BAND        32   /* rows of c at a time */
 
-/* What a dot tile reads: rows of p (large, any dtype) against rows of q (f32); results at out[i·op + j·oq].
- */
+/* What a dot tile reads: rows of p (large, any dtype) against rows of q (f32); results at out[i·op + j·oq]. Or
+ * both are words of two bf16, `pairs`, and k counts these. */
 typedef struct dots {
-    const char *p;
-    const float *q;
-    int64_t p_stride, q_stride; /* bytes, floats */
+    const char *p, *q;
+    int64_t p_stride, q_stride; /* bytes */
     int64_t p_rows, q_rows, k;
     float *out;
     int64_t op, oq;
-    bool add;
+    bool add, pairs;
 } dots;
 
-INLINE void dot_tile(const dots *d, int dtype, int np, int nq, int64_t p0, int64_t q0) {
+INLINE vf multiply_add(bool pairs, vf x, vf y, vf sum) {
+#if BF16_DOTS
+    if (pairs) return v_dot(x, y, sum);
+#endif
+    (void)pairs;
+    return v_fma(x, y, sum);
+}
+
+static const float *q_row(const dots *d, int64_t j) {
+    return (const float *)(const void *)(d->q + least(j, d->q_rows - 1) * d->q_stride);
+}
+
+/* One row of q: p's rows one after the other as they lie in memory, which the processor's own fetching follows
+ * best. */
+INLINE void dot_row(const dots *d, int dtype, bool pairs) {
+    const float *q = q_row(d, 0);
+    const char *p = d->p;
+    float *to = d->out;
+    for (int64_t i = 0; i < d->p_rows; i++, p += d->p_stride, to += d->op) {
+        vf sum[4] = {v_set(0.0f), v_set(0.0f), v_set(0.0f), v_set(0.0f)};
+        int64_t k = 0;
+        for (; k + 4 * VW <= d->k; k += 4 * VW)
+            UNROLL for (int u = 0; u < 4; u++) sum[u] =
+                multiply_add(pairs, v_get(p, dtype, k + u * VW, VW), v_load(q + k + u * VW), sum[u]);
+        for (; k + VW <= d->k; k += VW)
+            sum[0] = multiply_add(pairs, v_get(p, dtype, k, VW), v_load(q + k), sum[0]);
+        if (k < d->k)
+            sum[1] = multiply_add(pairs, v_get(p, dtype, k, d->k - k), v_load_n(q + k, d->k - k), sum[1]);
+        float total = v_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        *to = d->add ? *to + total : total;
+    }
+}
+
+INLINE void dot_tile(const dots *d, int dtype, bool pairs, int np, int nq, int64_t p0, int64_t q0) {
     const char *p[8];
     const float *q[8];
     vf acc[VW];
     UNROLL for (int i = 0; i < np; i++) p[i] = d->p + least(p0 + i, d->p_rows - 1) * d->p_stride;
-    UNROLL for (int j = 0; j < nq; j++) q[j] = d->q + least(q0 + j, d->q_rows - 1) * d->q_stride;
+    UNROLL for (int j = 0; j < nq; j++) q[j] = q_row(d, q0 + j);
     UNROLL for (int i = 0; i < VW; i++) acc[i] = v_set(0.0f);
     int64_t k = 0;
     for (; k + VW <= d->k; k += VW) {
         vf x[8];
         UNROLL for (int i = 0; i < np; i++) {
             x[i] = v_get(p[i], dtype, k, VW);
-            __builtin_prefetch(p[i] + np * d->p_stride + k * dtype_size(dtype), 0, 3);
+            __builtin_prefetch(p[i] + np * d->p_stride + k * dtype_size(dtype), 0, 2);
         }
         UNROLL for (int j = 0; j < nq; j++) {
             vf y = v_load(q[j] + k);
-            UNROLL for (int i = 0; i < np; i++) acc[i * nq + j] = v_fma(x[i], y, acc[i * nq + j]);
+            UNROLL for (int i = 0; i < np; i++) acc[i * nq + j] =
+                multiply_add(pairs, x[i], y, acc[i * nq + j]);
         }
     }
     if (k < d->k) {
         UNROLL for (int i = 0; i < np; i++) {
             vf x = v_get(p[i], dtype, k, d->k - k);
             UNROLL for (int j = 0; j < nq; j++) acc[i * nq + j] =
-                v_fma(x, v_load_n(q[j] + k, d->k - k), acc[i * nq + j]);
+                multiply_add(pairs, x, v_load_n(q[j] + k, d->k - k), acc[i * nq + j]);
         }
     }
     float sums[VW];
@@ -72,29 +105,31 @@ INLINE void dot_tile(const dots *d, int dtype, int np, int nq, int64_t p0, int64
 }
 
 /* All of p's rows; groups of q's rows as wide as the tile allows. */
-INLINE void dot_rows(const dots *d, int dtype, int np, int nq) {
+INLINE void dot_rows(const dots *d, int dtype, bool pairs, int np, int nq) {
     for (int64_t p = 0; p < d->p_rows; p += np)
-        for (int64_t q = 0; q < d->q_rows; q += nq) dot_tile(d, dtype, np, nq, p, q);
+        for (int64_t q = 0; q < d->q_rows; q += nq) dot_tile(d, dtype, pairs, np, nq, p, q);
 }
 
-INLINE void dot_all(const dots *d, int dtype) {
+INLINE void dot_all(const dots *d, int dtype, bool pairs) {
     if (d->q_rows == 1)
-        dot_rows(d, dtype, 4, 1);
+        dot_row(d, dtype, pairs);
     else if (d->q_rows == 2)
-        dot_rows(d, dtype, 4, 2);
+        dot_rows(d, dtype, pairs, 4, 2);
     else if (d->q_rows <= 4 || VW == 8)
-        dot_rows(d, dtype, VW / 4, 4);
+        dot_rows(d, dtype, pairs, VW / 4, 4);
     else
-        dot_rows(d, dtype, 2, VW / 2);
+        dot_rows(d, dtype, pairs, 2, VW / 2);
 }
 
 static void dot_products(const dots *d, int dtype) {
-    if (dtype == TP_F32)
-        dot_all(d, TP_F32);
+    if (BF16_DOTS && d->pairs)
+        dot_all(d, TP_F32, true);
+    else if (dtype == TP_F32)
+        dot_all(d, TP_F32, false);
     else if (dtype == TP_BF16)
-        dot_all(d, TP_BF16);
+        dot_all(d, TP_BF16, false);
     else
-        dot_all(d, TP_F16);
+        dot_all(d, TP_F16, false);
 }
 
 /* y[i][n] += a[i][k..k+3] · b[k..k+3][n] for all k: b's rows are read four at a time. */
@@ -150,11 +185,28 @@ static int64_t span_of(int64_t n) {
     return least(SPAN, round_up(n, VW));
 }
 
+/* Whether both operands are words of two bf16 along k. */
+static bool pairs_of(const tpi_term *t) {
+    return BF16_DOTS && t->a.dtype == TP_BF16 && t->b.dtype == TP_BF16 && t->a.cs == 1 && t->b.rs == 1 &&
+           t->k % 2 == 0;
+}
+
+/* The dot products of a term's b, from column j on, with its rows of a: those as they are, or as f32. */
+static dots few_row_dots(const tpi_term *t, int64_t i, int64_t j, const float *rows, int64_t stride) {
+    dots d = {.p = tpi_matrix_at(&t->b, 0, j), .p_stride = t->b.cs * dtype_size(t->b.dtype), .add = true};
+    d.pairs = pairs_of(t);
+    d.q = d.pairs ? tpi_matrix_at(&t->a, i, 0) : (const void *)rows;
+    d.q_stride = d.pairs ? t->a.rs * dtype_size(TP_BF16) : stride * dtype_size(TP_F32);
+    d.k = d.pairs ? t->k / 2 : t->k;
+    return d;
+}
+
 static void few_rows(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch) {
-    const float *rows[2];
-    int64_t stride[2], m = m1 - m0, span = span_of(g->n);
+    const float *rows[2] = {NULL, NULL};
+    int64_t stride[2] = {0, 0}, m = m1 - m0, span = span_of(g->n);
     float *out = scratch, *space = scratch + m * span;
     for (int t = 0; t < g->terms; t++) {
+        if (pairs_of(&g->term[t])) continue;
         rows[t] = k_rows(&g->term[t].a, m0, m, g->term[t].k, space, &stride[t]);
         space += m * round_up(g->term[t].k, VW);
     }
@@ -163,22 +215,12 @@ static void few_rows(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, int6
         memset(out, 0, sizeof(float) * (size_t)(span * m));
         for (int t = 0; t < g->terms; t++) {
             const tpi_matrix *b = &g->term[t].b;
-            int64_t k = g->term[t].k;
             if (b->rs == 1) {
-                dots d = {tpi_matrix_at(b, 0, j),
-                          rows[t],
-                          b->cs * dtype_size(b->dtype),
-                          stride[t],
-                          n,
-                          m,
-                          k,
-                          out,
-                          1,
-                          span,
-                          true};
+                dots d = few_row_dots(&g->term[t], m0, j, rows[t], stride[t]);
+                d.p_rows = n, d.q_rows = m, d.out = out, d.op = 1, d.oq = span;
                 dot_products(&d, b->dtype);
             } else {
-                sum_of_rows(rows[t], stride[t], b, j, m, n, k, out, span);
+                sum_of_rows(rows[t], stride[t], b, j, m, n, g->term[t].k, out, span);
             }
         }
         TPI_SIMD(gemm_finish)(g, m0, j, m, n, out, span);
@@ -193,17 +235,16 @@ static void few_columns(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0, i
     const float *q = k_rows(&columns, n0, n, term->k, scratch + BAND * FEW_COLUMNS, &stride);
     for (int64_t i = m0; i < m1; i += BAND) {
         int64_t rows = least(BAND, m1 - i);
-        dots d = {tpi_matrix_at(&term->a, i, 0),
-                  q,
-                  term->a.rs * dtype_size(term->a.dtype),
-                  stride,
-                  rows,
-                  n,
-                  term->k,
-                  out,
-                  FEW_COLUMNS,
-                  1,
-                  false};
+        dots d = {.p = tpi_matrix_at(&term->a, i, 0),
+                  .q = (const void *)q,
+                  .p_stride = term->a.rs * dtype_size(term->a.dtype),
+                  .q_stride = stride * dtype_size(TP_F32),
+                  .p_rows = rows,
+                  .q_rows = n,
+                  .k = term->k,
+                  .out = out,
+                  .op = FEW_COLUMNS,
+                  .oq = 1};
         dot_products(&d, term->a.dtype);
         TPI_SIMD(gemm_finish)(g, i, n0, rows, n, out, FEW_COLUMNS);
     }
