@@ -4,28 +4,38 @@
  * registers, so that memory is read and written by whole vectors in either orientation. */
 #include "backend/cpu/simd/gemm.h"
 
-/* Lines i < lines of `n` contiguous elements, `stride` bytes apart, to out[j·width + i], j < n: `width` ≥
- * lines floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW. Overlapping
- * vector stores are repaired by the next one; only the last ones are cut. */
+/* `part` elements from j on of transposed's lines. */
+INLINE void turn(const void *data, int dtype, int64_t stride, int64_t lines, int64_t j, int64_t part,
+                 int64_t n, int64_t width, int64_t step, int64_t ahead, float *out) {
+    vf r[VW];
+    UNROLL for (int i = 0; i < VW; i++) {
+        const char *line = (const char *)data + i * stride;
+        r[i] = i < lines ? v_get(line, dtype, j, part) : v_set(0.0f);
+        if (i < lines) __builtin_prefetch(line + ahead * stride + j * dtype_size(dtype), 0, 2);
+    }
+    v_transpose(r);
+    UNROLL for (int i = 0; i < VW; i++) {
+        if (i >= part) break;
+        if (width == VW || j + i + 1 < n)
+            v_store(out + (j + i) * step, r[i]);
+        else
+            v_store_n(out + (j + i) * step, r[i], width);
+    }
+}
+
+/* Lines i < lines of `n` contiguous elements, `stride` bytes apart, to out[j·step + i], j < n: `width` ≥ lines
+ * floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW, and step = width if that
+ * is less: a store that is too wide is repaired by the next one. The same elements of the lines that are
+ * `ahead` lines on are fetched: they may come from memory. */
 INLINE void transposed(const void *data, int dtype, int64_t stride, int64_t lines, int64_t n, int64_t width,
                        int64_t step, int64_t ahead, float *out) {
-    for (int64_t j = 0; j < n; j += VW) {
-        int64_t part = least(VW, n - j);
-        vf r[VW];
-        UNROLL for (int i = 0; i < VW; i++) {
-            r[i] = i < lines ? v_get((const char *)data + i * stride, dtype, j, part) : v_set(0.0f);
-            __builtin_prefetch((const char *)data + (ahead + i) * stride + j * dtype_size(dtype), 0, 2);
-        }
-        v_transpose(r);
-        bool whole = width == VW || j + VW < n;
-        UNROLL for (int i = 0; i < VW; i++) {
-            if (i >= part) break;
-            if (width == VW || (whole && step == width))
-                v_store(out + (j + i) * step, r[i]);
-            else
-                v_store_n(out + (j + i) * step, r[i], width);
-        }
-    }
+    int64_t j = 0;
+    for (; lines == VW && j + VW <= n; j += VW)
+        turn(data, dtype, stride, VW, j, VW, n, VW, step, ahead, out);
+    for (; lines == MR && width == MR && j + VW < n; j += VW)
+        turn(data, dtype, stride, MR, j, VW, INT64_MAX, MR, MR, ahead, out);
+    for (; j < n; j += VW)
+        turn(data, dtype, stride, lines, j, least(VW, n - j), n, width, step, ahead, out);
 }
 
 /* k lines of `n` ≤ width contiguous elements, `stride` apart, to out[p·width + j], zeros behind n. Here too a
