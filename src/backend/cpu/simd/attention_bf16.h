@@ -27,8 +27,7 @@ static inline tpi_matrix rounded(const float *block) {
 /* x [rows, steps] as the first operand. */
 static inline void pack_left(tpi_matrix x, int64_t rows, int64_t steps, float *out) {
     const tpi_term term = {x, {.dtype = TP_BF16}, steps};
-    TPI_SIMD(bf16_tiling).pack_a(&term, 0, 0, rows, words_of(steps), out,
-                                  BF16_ROWS * words_of(steps));
+    TPI_SIMD(bf16_tiling).pack_a(&term, 0, 0, rows, words_of(steps), out, BF16_ROWS * words_of(steps));
 }
 
 /* x [steps, columns] as the second one, panels `stride` floats apart. */

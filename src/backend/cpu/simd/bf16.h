@@ -40,6 +40,15 @@ INLINE vf v_dot(vf a, vf b, vf c) {
 #define BF16_DOTS 0
 #endif
 
+/* sum + x·y, where `pairs` of words of two bf16. */
+INLINE vf v_multiply_add(bool pairs, vf x, vf y, vf sum) {
+#if BF16_DOTS
+    if (pairs) return v_dot(x, y, sum);
+#endif
+    (void)pairs;
+    return v_fma(x, y, sum);
+}
+
 /* ---- tiles: 16 rows of 16 words; which of the eight is a constant ---- */
 
 #define TILE_ROWS  16

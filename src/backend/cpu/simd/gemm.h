@@ -163,7 +163,7 @@ size_t TPI_SIMD(gemm_together_scratch)(int64_t m, int64_t n, int64_t k, int thre
 /* For products of which one term is bf16 · bf16; operands of another term are any floats. */
 #if BF16_PRODUCTS
 #if defined(BF16_TILES)
-#define BF16_ROWS    (2 * TILE_ROWS) /* of a panel of a, */
+#define BF16_ROWS    (2 * TILE_ROWS)  /* of a panel of a, */
 #define BF16_COLUMNS (2 * TILE_WORDS) /* and of one of b; */
 #define BF16_UNIT    TILE_WORDS       /* a term has a multiple of so many words */
 #else

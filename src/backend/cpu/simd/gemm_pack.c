@@ -23,19 +23,17 @@ INLINE void turn(const void *data, int dtype, int64_t stride, int64_t lines, int
     }
 }
 
-/* Lines i < lines of `n` contiguous elements, `stride` bytes apart, to out[j·step + i], j < n: `width` ≥ lines
- * floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW, and step = width if that
- * is less: a store that is too wide is repaired by the next one. The same elements of the lines that are
- * `ahead` lines on are fetched: they may come from memory. */
+/* Lines i < lines of `n` contiguous elements, `stride` bytes apart, to out[j·step + i], j < n: `width` ≥
+ * lines floats are written for each j, zeros behind the lines. At most VW lines, width ≤ VW, and step = width
+ * if that is less: a store that is too wide is repaired by the next one. The same elements of the lines that
+ * are `ahead` lines on are fetched: they may come from memory. */
 INLINE void transposed(const void *data, int dtype, int64_t stride, int64_t lines, int64_t n, int64_t width,
                        int64_t step, int64_t ahead, float *out) {
     int64_t j = 0;
-    for (; lines == VW && j + VW <= n; j += VW)
-        turn(data, dtype, stride, VW, j, VW, n, VW, step, ahead, out);
+    for (; lines == VW && j + VW <= n; j += VW) turn(data, dtype, stride, VW, j, VW, n, VW, step, ahead, out);
     for (; lines == MR && width == MR && j + VW < n; j += VW)
         turn(data, dtype, stride, MR, j, VW, INT64_MAX, MR, MR, ahead, out);
-    for (; j < n; j += VW)
-        turn(data, dtype, stride, lines, j, least(VW, n - j), n, width, step, ahead, out);
+    for (; j < n; j += VW) turn(data, dtype, stride, lines, j, least(VW, n - j), n, width, step, ahead, out);
 }
 
 /* k lines of `n` ≤ width contiguous elements, `stride` apart, to out[p·width + j], zeros behind n. Here too a

@@ -12,8 +12,8 @@
 #define SPAN        2048 /* columns of c at a time: long enough for the processor to follow b's rows */
 #define BAND        32   /* rows of c at a time */
 
-/* What a dot tile reads: rows of p (large, any dtype) against rows of q (f32); results at out[i·op + j·oq]. Or
- * both are words of two bf16, `pairs`, and k counts these. */
+/* What a dot tile reads: rows of p (large, any dtype) against rows of q (f32); results at out[i·op + j·oq].
+ * Or both are words of two bf16, `pairs`, and k counts these. */
 typedef struct dots {
     const char *p, *q;
     int64_t p_stride, q_stride; /* bytes */
@@ -23,20 +23,12 @@ typedef struct dots {
     bool add, pairs;
 } dots;
 
-INLINE vf multiply_add(bool pairs, vf x, vf y, vf sum) {
-#if BF16_DOTS
-    if (pairs) return v_dot(x, y, sum);
-#endif
-    (void)pairs;
-    return v_fma(x, y, sum);
-}
-
 static const float *q_row(const dots *d, int64_t j) {
     return (const float *)(const void *)(d->q + least(j, d->q_rows - 1) * d->q_stride);
 }
 
-/* One row of q: p's rows one after the other as they lie in memory, which the processor's own fetching follows
- * best. */
+/* One row of q: p's rows one after the other as they lie in memory, which the processor's own fetching
+ * follows best. */
 INLINE void dot_row(const dots *d, int dtype, bool pairs) {
     const float *q = q_row(d, 0);
     const char *p = d->p;
@@ -46,11 +38,11 @@ INLINE void dot_row(const dots *d, int dtype, bool pairs) {
         int64_t k = 0;
         for (; k + 4 * VW <= d->k; k += 4 * VW)
             UNROLL for (int u = 0; u < 4; u++) sum[u] =
-                multiply_add(pairs, v_get(p, dtype, k + u * VW, VW), v_load(q + k + u * VW), sum[u]);
+                v_multiply_add(pairs, v_get(p, dtype, k + u * VW, VW), v_load(q + k + u * VW), sum[u]);
         for (; k + VW <= d->k; k += VW)
-            sum[0] = multiply_add(pairs, v_get(p, dtype, k, VW), v_load(q + k), sum[0]);
+            sum[0] = v_multiply_add(pairs, v_get(p, dtype, k, VW), v_load(q + k), sum[0]);
         if (k < d->k)
-            sum[1] = multiply_add(pairs, v_get(p, dtype, k, d->k - k), v_load_n(q + k, d->k - k), sum[1]);
+            sum[1] = v_multiply_add(pairs, v_get(p, dtype, k, d->k - k), v_load_n(q + k, d->k - k), sum[1]);
         float total = v_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
         *to = d->add ? *to + total : total;
     }
@@ -73,14 +65,14 @@ INLINE void dot_tile(const dots *d, int dtype, bool pairs, int np, int nq, int64
         UNROLL for (int j = 0; j < nq; j++) {
             vf y = v_load(q[j] + k);
             UNROLL for (int i = 0; i < np; i++) acc[i * nq + j] =
-                multiply_add(pairs, x[i], y, acc[i * nq + j]);
+                v_multiply_add(pairs, x[i], y, acc[i * nq + j]);
         }
     }
     if (k < d->k) {
         UNROLL for (int i = 0; i < np; i++) {
             vf x = v_get(p[i], dtype, k, d->k - k);
             UNROLL for (int j = 0; j < nq; j++) acc[i * nq + j] =
-                multiply_add(pairs, x, v_load_n(q[j] + k, d->k - k), acc[i * nq + j]);
+                v_multiply_add(pairs, x, v_load_n(q[j] + k, d->k - k), acc[i * nq + j]);
         }
     }
     float sums[VW];
