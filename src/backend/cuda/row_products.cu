@@ -25,24 +25,22 @@ namespace {
 constexpr int eight = 8;
 constexpr int resident_warps = 32; /* of a multiprocessor, as far as registers go */
 
-/* A block's columns: column[h] ... + 7 of part[h]. */
+/* A block's columns: column[h] ... + 7 of product part[h]. */
 struct block_columns {
-    const row_product *part[2];
-    int column[2];
+    int part[2], column[2];
 };
 
 template <int EIGHTS> __device__ __forceinline__ block_columns columns_of(const row_products &p) {
     int block = (int)blockIdx.x, k = 0;
-    if (EIGHTS == 2 && p.gated) return {{&p.part[0], &p.part[1]}, {block * eight, block * eight}};
+    if (EIGHTS == 2 && p.gated) return {{0, 1}, {block * eight, block * eight}};
 #pragma unroll 1
     while (block >= p.part[k].end) k++;
     if (k > 0) block -= p.part[k - 1].end;
-    const row_product *part = &p.part[k];
     const int first = block * EIGHTS * eight;
-    if (EIGHTS == 1 || !part->turned) return {{part, part}, {first, first + eight}};
+    if (EIGHTS == 1 || !p.part[k].turned) return {{k, k}, {first, first + eight}};
     const int half = p.head / 2, in_head = half / eight;
     const int in_first_half = block / in_head * p.head + block % in_head * eight;
-    return {{part, part}, {in_first_half, in_first_half + half}};
+    return {{k, k}, {in_first_half, in_first_half + half}};
 }
 
 /* ---- a block's shared memory ---- */
@@ -74,9 +72,9 @@ __device__ __forceinline__ const T *source_of(const row_products &p, const block
     if (r >= EIGHTS * eight)
         return p.norm.from || r >= EIGHTS * eight + p.m ? nullptr
                                                         : (const T *)p.x + (r - EIGHTS * eight) * p.x_leading;
-    const row_product *part = r < eight ? at.part[0] : at.part[1];
+    const row_product &part = p.part[r < eight ? at.part[0] : at.part[1]];
     const int column = (r < eight ? at.column[0] : at.column[1]) + r % eight;
-    return column < part->n ? (const T *)part->w + column * part->w_leading : nullptr;
+    return column < part.n ? (const T *)part.w + column * part.w_leading : nullptr;
 }
 
 /* ---- the sums ---- */
@@ -183,10 +181,10 @@ __device__ __noinline__ float activated_apart(float x, int op) {
 template <int EIGHTS>
 __device__ __forceinline__ ending prepare(const row_products &p, const block_columns &at, int row, int c) {
     ending e = {};
-    const row_product &part = *at.part[0];
+    const row_product &part = p.part[at.part[0]];
 #pragma unroll
     for (int h = 0; h < EIGHTS; h++) {
-        const row_product &q = *at.part[h];
+        const row_product &q = p.part[at.part[h]];
         if (q.bias && at.column[h] + c < q.n) e.bias[h] = load_typed(q.bias, q.bias_type, at.column[h] + c);
     }
     if (EIGHTS == 1 || (!part.turned && !part.cache)) return e;
@@ -218,12 +216,12 @@ __device__ __forceinline__ bool sound(const row_products &p, const ending &e, in
 template <typename T, int EIGHTS>
 __device__ __forceinline__ void finish(const row_products &p, const block_columns &at, const ending &e,
                                        int row, int c, float (&value)[2], int32_t fault) {
-    const row_product &part = *at.part[0];
+    const row_product &part = p.part[at.part[0]];
     const int column[2] = {at.column[0] + c, at.column[1] + c}, n = (int)part.n;
     const int64_t begin = (int64_t)row * n;
 #pragma unroll
     for (int h = 0; h < EIGHTS; h++) {
-        const row_product &q = *at.part[h];
+        const row_product &q = p.part[at.part[h]];
         if (column[h] >= n) continue;
         value[h] += e.bias[h];
         if (q.activation != TPI_LEAF) value[h] = activated_apart(value[h], q.activation);
@@ -278,7 +276,8 @@ __global__ void __launch_bounds__(WARPS * 32, resident_warps / WARPS)
     if constexpr (NORM) fetch_norm_weights(p, weight);
     wait_for_previous();
     /* a number that is looked at late, so that nothing waits for it here */
-    const int32_t fault = EIGHTS == 2 && at.part[0]->cache ? *(const volatile int32_t *)&p.fault->status : 0;
+    const int32_t fault =
+        EIGHTS == 2 && p.part[at.part[0]].cache ? *(const volatile int32_t *)&p.fault->status : 0;
     if constexpr (NORM)
         make_rows<T>(p, normed, weight);
     else
