@@ -16,7 +16,7 @@
 
 constexpr int chunk = 128;           /* columns that a warp multiplies by at a time */
 constexpr int most_places = 4;       /* of stages in shared memory */
-constexpr int warp_bytes = 12 << 10; /* under way for each warp, if two stages are not more */
+constexpr int warp_bytes = 14 << 10; /* under way for each warp, if two stages are not more */
 
 struct stage_shape {
     int columns, rows, pitch; /* of a stage, at most 32 rows; pitch in bytes */
