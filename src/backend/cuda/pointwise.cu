@@ -28,21 +28,32 @@ struct arguments {
 
 /* ---- floats ---- */
 
-template <typename T, int V> __device__ __forceinline__ pack<T, V> fetch(const T *from, int64_t stride) {
-    pack<T, V> p;
-    if (stride) return *(const pack<T, V> *)from;
-    const T one = *from;
+/* A pack, or the one element that stands for it: as words, so that no load is waited for before the next is
+ * sent. */
+template <typename T, int V> struct fetched {
+    std::conditional_t<V * sizeof(T) == 16, uint4, uint2> words;
+    T one;
+
+    __device__ __forceinline__ void fetch(const T *from, bool whole) {
+        if (whole)
+            words = *(const decltype(words) *)from;
+        else
+            one = *from;
+    }
+    __device__ __forceinline__ void get(bool whole, float *x) const {
+        pack<T, V> p;
+        memcpy(&p, &words, sizeof p);
 #pragma unroll
-    for (int j = 0; j < V; j++) p.at[j] = one;
-    return p;
-}
+        for (int j = 0; j < V; j++) x[j] = to_f32(whole ? p.at[j] : one);
+    }
+};
 
 /* Y is T, but in a cast. */
 template <int ARITY, typename T, typename Y>
 __global__ void __launch_bounds__(THREADS) pointwise_packs(const __grid_constant__ arguments g) {
     constexpr int V = pack_size<std::conditional_t<(sizeof(T) > sizeof(Y)), T, Y>>, PACKS = ELEMENTS / V;
     const int64_t first = ((int64_t)blockIdx.x * PACKS * THREADS + threadIdx.x) * V;
-    pack<T, V> in[ARITY][PACKS] = {};
+    fetched<T, V> in[ARITY][PACKS];
     take_turn();
     float x[2][ELEMENTS] = {}, r[ELEMENTS] = {};
 #pragma unroll
@@ -51,12 +62,12 @@ __global__ void __launch_bounds__(THREADS) pointwise_packs(const __grid_constant
         for (int p = 0; p < PACKS; p++) {
             const int64_t i = first + p * THREADS * V;
             if (i < g.at.count)
-                in[k][p] = fetch<T, V>((const T *)g.x[k] + locate(g.at, (uint64_t)i, k), g.at.stride[0][k]);
+                in[k][p].fetch((const T *)g.x[k] + locate(g.at, (uint64_t)i, k), g.at.stride[0][k]);
         }
 #pragma unroll
     for (int k = 0; k < ARITY; k++)
 #pragma unroll
-        for (int j = 0; j < ELEMENTS; j++) x[k][j] = to_f32(in[k][j / V].at[j % V]);
+        for (int p = 0; p < PACKS; p++) in[k][p].get(g.at.stride[0][k], &x[k][p * V]);
     if constexpr (std::is_same_v<T, Y>) evaluate<ARITY>(g.op, x[0], x[1], x[1], g.s, g.how, r);
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
