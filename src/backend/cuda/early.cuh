@@ -3,6 +3,8 @@
  * A kernel started by start_early waits by itself, by wait_for_previous, before it reads what may have been
  * written in this plan and before it writes anything; what it does until then hides its launch. One that
  * calls let_next_start lets its successor come that early. Both are nothing where the hardware has neither.
+ * What will be read may be fetched to the second cache before the turn, whoever writes it: he writes it
+ * there.
  *
  * Invariant: this is done in captured plans alone. There the first kernel begins when all that was queued
  * before the plan is done, so what no step of the plan writes may be read at any time: weights, and the rows
@@ -22,6 +24,14 @@ __device__ __forceinline__ void let_next_start() {
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Has the second cache fetch what lies there: an address and bytes that are multiples of 16. One thread asks.
+ */
+__device__ __forceinline__ void fetch_early(const void *data, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(data), "r"(bytes) : "memory");
 #endif
 }
 

@@ -31,10 +31,11 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
     using values = pack<T, VEC>;
     constexpr bool AHEAD = PACKS > 0 && PACKS < HELD; /* a short row and its weight are waited for once */
     __shared__ float cells[32];
-    take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
-    row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
+    const T *from = static_cast<const T *>(args.x) + first;
+    take_turn_at<PACKS>(packs, from);
+    row_packs<T, VEC, PACKS> x(from, packs);
     const row_packs<T, VEC, PACKS> other(static_cast<const T *>(args.other) + first, ADD ? packs : 0);
     float weight[AHEAD ? PACKS : 1][VEC];
     if constexpr (AHEAD)
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
         values *sum = args.sum ? reinterpret_cast<values *>(static_cast<T *>(args.sum) + first) : nullptr;
         each_pack<PACKS>(packs, [&](int p, int i) {
             const values s = add(x.get(p, i), other.get(p, i));
-            if (PACKS > 0) x.held[p] = s;
+            if (PACKS > 0) x.put(p, s);
             if (sum) sum[i] = s;
         });
     }
@@ -65,6 +66,7 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
         for (int j = 0; j < VEC; j++) squares += (to_f32(v.at[j]) - mean) * (to_f32(v.at[j]) - mean);
     });
     const float r = rsqrtf(row_reduce<add_of>(squares, cells) / (float)args.n + args.eps);
+    x.forget_floats();
     values *y = reinterpret_cast<values *>(static_cast<T *>(args.y) + first);
     each_pack<PACKS>(packs, [&](int p, int i) {
         const values v = value(p, i);

@@ -34,11 +34,11 @@ template <typename T, int VEC, int PACKS>
 __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     using values = pack<T, VEC>;
     __shared__ float cells[32];
-    take_turn();
     const int64_t row = row_of_thread(), first = row * args.n;
     const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
-    row_packs<T, VEC, PACKS> x(static_cast<const T *>(args.x) + first, packs);
-    row_packs<T, VEC, PACKS> dy(static_cast<const T *>(args.dy) + first, packs);
+    const T *from = static_cast<const T *>(args.x) + first, *slope = static_cast<const T *>(args.dy) + first;
+    take_turn_at<PACKS>(packs, from, slope);
+    row_packs<T, VEC, PACKS> x(from, packs), dy(slope, packs);
     const row_packs<T, VEC, PACKS> added(static_cast<const T *>(args.added) + first, args.added ? packs : 0);
     float mean = 0.0f, squares = 0.0f, g_sum = 0.0f, gx_sum = 0.0f;
     if (args.centred) {

@@ -7,6 +7,7 @@
 #define TAPER_BACKEND_CUDA_ROW_CUH
 
 #include "backend/cuda/device.cuh"
+#include "backend/cuda/early.cuh"
 
 #include <type_traits>
 
@@ -26,7 +27,9 @@ struct row_layout {
 
 static inline row_layout lay_rows(const tpi_cuda *device, int64_t rows, int64_t packs) {
     row_layout layout = {};
-    layout.held = packs <= 64 ? 2 : HELD;
+    /* few rows are spread over many threads, so that a row and its weight are waited for once */
+    const bool few = rows < device->processors && packs <= 2 * ROW_THREADS;
+    layout.held = packs <= 64 || few ? 2 : HELD;
     int64_t threads = tpi_div_up(packs, layout.held);
     if (threads > ROW_THREADS) threads = ROW_THREADS, layout.held = 0;
     unsigned lanes = (unsigned)tpi_div_up(threads, 32) * 32, in_block = 1;
@@ -64,6 +67,14 @@ __device__ __forceinline__ int64_t row_of_thread() {
     return (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
 }
 
+/* The turn; the first blocks find these rows of 16-byte packs in the second cache. */
+template <int PACKS, typename... T>
+__device__ __forceinline__ void take_turn_at(int packs, const T *...rows) {
+    let_next_start();
+    if (PACKS > 0 && packs > 0 && threadIdx.x == 0) (fetch_early(rows, 16 * packs), ...);
+    wait_for_previous();
+}
+
 /* Over the threads of a row; all threads of the block call it. */
 template <typename Op> __device__ __forceinline__ float row_reduce(float x, float *cells) {
     if (blockDim.x > 32) return block_reduce<Op>(x, cells);
@@ -86,32 +97,38 @@ template <int PACKS, typename F> __device__ __forceinline__ void each_pack(int p
     }
 }
 
-/* A row in registers, or in memory where PACKS is 0. */
+/* A row in registers, or in memory where PACKS is 0. Registers hold words: 16-bit elements would take one
+ * each. */
 template <typename T, int VEC, int PACKS> struct row_packs {
-    const pack<T, VEC> *from;
-    pack<T, VEC> held[PACKS ? PACKS : 1];
+    using values = pack<T, VEC>;
+    static_assert(PACKS == 0 || sizeof(values) == sizeof(uint4), "a pack is four words");
+    const values *from;
+    uint4 held[PACKS ? PACKS : 1];
 
     __device__ __forceinline__ row_packs(const T *row, int packs)
-        : from(reinterpret_cast<const pack<T, VEC> *>(row)) {
-        if constexpr (PACKS > 0) each_pack<PACKS>(packs, [&](int p, int i) { held[p] = from[i]; });
+        : from(reinterpret_cast<const values *>(row)) {
+        if constexpr (PACKS > 0)
+            each_pack<PACKS>(packs,
+                             [&](int p, int i) { held[p] = reinterpret_cast<const uint4 *>(from)[i]; });
     }
 
     /* Makes the compiler convert the row anew, not keep its floats, which take twice the registers. */
     __device__ __forceinline__ void forget_floats() {
-        static_assert(PACKS == 0 || sizeof held[0] == sizeof(uint4), "a pack is four words");
         if constexpr (PACKS > 0) {
 #pragma unroll
-            for (pack<T, VEC> &p : held) {
-                uint4 words;
-                memcpy(&words, &p, sizeof words);
+            for (uint4 &words : held)
                 asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
-                memcpy(&p, &words, sizeof words);
-            }
         }
     }
 
-    __device__ __forceinline__ pack<T, VEC> get(int p, int i) const {
-        return PACKS > 0 ? held[p] : from[i];
+    __device__ __forceinline__ values get(int p, int i) const {
+        if constexpr (PACKS == 0) return from[i];
+        values v;
+        memcpy(&v, &held[p], sizeof v);
+        return v;
+    }
+    __device__ __forceinline__ void put(int p, const values &v) {
+        memcpy(&held[p], &v, sizeof v);
     }
 };
 

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(const T *x, T *y, in
     const int packs = row < rows ? (int)(n / VEC) : 0;
     const pack<T, VEC> *from = reinterpret_cast<const pack<T, VEC> *>(x + row * n);
     pack<T, VEC> *to = reinterpret_cast<pack<T, VEC> *>(y + row * n);
-    take_turn();
+    take_turn_at<PACKS>(packs, x + row * n);
     if constexpr (PACKS > 0)
         softmax_held<T, VEC, PACKS>(from, to, packs, cells);
     else
@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
     __shared__ float cells[32];
     const int64_t row = row_of_thread();
     const int packs = row < rows ? (int)(n / VEC) : 0;
-    take_turn();
-    const row_packs<T, VEC, PACKS> ys(y + row * n, packs), dys(dy + row * n, packs);
+    take_turn_at<PACKS>(packs, y + row * n, dy + row * n);
+    row_packs<T, VEC, PACKS> ys(y + row * n, packs), dys(dy + row * n, packs);
     float dot = 0.0f;
     each_pack<PACKS>(packs, [&](int p, int i) {
         const pack<T, VEC> a = ys.get(p, i), b = dys.get(p, i);
@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
         for (int j = 0; j < VEC; j++) dot += to_f32(a.at[j]) * to_f32(b.at[j]);
     });
     dot = row_reduce<add_of>(dot, cells);
+    ys.forget_floats(), dys.forget_floats();
     pack<T, VEC> *to = reinterpret_cast<pack<T, VEC> *>(dx + row * n);
     each_pack<PACKS>(packs, [&](int p, int i) {
         const pack<T, VEC> a = ys.get(p, i), b = dys.get(p, i);
