@@ -41,11 +41,11 @@ Test(simd, matmul_larger_than_blocks) {
 }
 
 /* Products of bf16: steps that fill no pair, no tile; every orientation; rows an odd number of elements
- * apart; more steps than a slab has. */
+ * apart; few rows; more steps than a slab has. */
 Test(simd, matmul_bf16) {
-    const int64_t sizes[][3] = {{9, 1, 1},     {9, 2, 33},     {13, 3, 5},   {31, 31, 31},
-                                {32, 64, 32},  {33, 65, 66},   {47, 97, 1},  {70, 30, 99},
-                                {300, 63, 77}, {40, 2100, 50}, {20, 5000, 9}};
+    const int64_t sizes[][3] = {{9, 1, 1},     {9, 2, 33},   {13, 3, 5},   {31, 31, 31},  {32, 64, 32},
+                                {33, 65, 66},  {47, 97, 1},  {70, 30, 99}, {300, 63, 77}, {40, 2100, 50},
+                                {20, 5000, 9}, {1, 896, 40}, {1, 67, 33},  {3, 160, 7},   {8, 33, 50}};
     const int n = sizeof sizes / sizeof *sizes;
     for (int i = 0; i < 4 * n; i++) {
         int64_t m = sizes[i / 4][0], k = sizes[i / 4][1], w = sizes[i / 4][2], pad = i / 4 % 2;
@@ -139,6 +139,26 @@ Test(simd, lora) {
         u.operands[5] = t.operands[3];
         begin(&u, TPI_LINEAR_LORA, 5, 1, &attr);
         must(&u);
+    }
+}
+
+/* All is bf16, or what takes part in one product; features that fill no pair, no vector. */
+Test(simd, lora_bf16) {
+    const int64_t ranks[] = {1, 4, 8, 11, 16, 33},
+                  sizes[][3] = {{101, 300, 131}, {97, 33, 66}, {128, 70, 35}};
+    for (int i = 0; i < 6 * 3 * 4; i++) {
+        tpi_attr_scalar attr = {0.5};
+        int64_t r = ranks[i % 6], rows = sizes[i / 6 % 3][0], in = sizes[i / 6 % 3][1],
+                out = sizes[i / 6 % 3][2];
+        bool turned = i / 18 & 1;
+        bool all = i / 36 == 0; /* h, of some units, is rounded to 2⁻⁹ of it then */
+        trial t = {.tolerance = all ? 5e-2 : 1e-3, .low = -1.0f, .high = 1.0f};
+        t.operands[0] = dense(TP_BF16, DIMS(rows, in));
+        t.operands[1] = strided(TP_BF16, DIMS(in, r), turned ? SHAPE(1, in) : NULL);
+        t.operands[2] = strided(all ? TP_BF16 : TP_F32, DIMS(r, out), turned ? SHAPE(1, r) : NULL);
+        t.operands[3] = dense(TP_BF16, DIMS(rows, out));
+        begin(&t, TPI_LORA, 3, 1, &attr);
+        must(&t);
     }
 }
 

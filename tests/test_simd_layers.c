@@ -264,7 +264,7 @@ static void check_attention(const attention_case *c, bool turned) {
     t.operands[n] = out, t.operands[n + 1] = lse;
     begin(&t, TPI_ATTENTION, n, 2, &attr);
     must(&t);
-    double rounded = c->dtype == TP_BF16 ? 1e-2 : 0.0; /* of the weights, which tiles multiply as bf16 */
+    double rounded = c->dtype == TP_BF16 ? 1e-2 : 0.0; /* of the weights, which products of bf16 round */
     trial u = {.ids = (int)c->s, .tolerance = 2e-4 + rounded, .low = -1.0f, .high = 1.0f};
     u.operands[0] = q, u.operands[1] = u.operands[2] = k, u.operands[3] = u.operands[5] = out,
     u.operands[4] = lse;

@@ -3,9 +3,9 @@
  * A model is a set of named weights and the forward pass that its config.json describes. Families: Llama,
  * Mistral, Qwen2, Qwen3. On the CPU weights stay in the mapped files and in the dtype they were saved in.
  * Activations have the dtype of the matrices where these are multiplied as they are: on a GPU, and on a CPU
- * with AMX if they are bf16; else they are f32. A model does not change but for the weights of one that was
- * made trainable; adapters (taper/adapter.h) and caches are objects of their own, given to each forward pass.
- * A model may be used by several graphs.
+ * with AVX512_BF16 or AMX if they are bf16; else they are f32. A model does not change but for the weights of
+ * one that was made trainable; adapters (taper/adapter.h) and caches are objects of their own, given to each
+ * forward pass. A model may be used by several graphs.
  *
  *     tp_model *model;
  *     if (tp_model_load(&model, tp_device_cpu(ctx), "models/taper-wick", NULL) != TP_OK) return 1;

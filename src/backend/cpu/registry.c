@@ -117,6 +117,7 @@ static void describe(char *text, size_t bytes) {
 #endif
 }
 
+/* Pairs are slower than f32 only where there are tiles, too. */
 static bool multiplies(tp_dtype dtype) {
     return dtype == TP_BF16 && tpi_cpu_isa() >= TPI_ISA_AVX512_BF16;
 }

@@ -4,11 +4,18 @@
  * The trick: a few rows go from x to y at once. Their h = s·x·A is one vector of dot products, which the
  * accumulators of a tile become by one reduction, and whose elements are broadcast as they multiply B. So x
  * is read once, y is written once, and h lives for a block of rows only. A and B are packed alike: for each
- * VW features one vector for each of the R columns of A, or rows of B. Where all is bf16 and there is a dot
- * of pairs, these are words: of two features of x and of A; of two elements of h, rounded, and two rows of B.
- */
+ * VW features one vector for each of the R columns of A, or rows of B. Where all is bf16 and pairs
+ * are quicker, these are words: of two features of x and of A; of two elements of h, rounded, and two rows of
+ * B. */
 #include "backend/cpu/simd/gemm.h"
 #include "backend/cpu/simd/row.h"
+
+/* Where there are tiles, a dot of pairs is slower than f32. */
+#if defined(BF16_PAIRS)
+#define PAIRS 1
+#else
+#define PAIRS 0
+#endif
 
 #define UNIT  8 /* the rank is padded to 8 or 16 */
 #define PAIR  2 /* rows of x a tile */
@@ -224,7 +231,7 @@ static void round_h(const slim *s, int64_t r) {
     }
 
 static void down(const slim *s, int64_t rank) {
-    if (BF16_DOTS && s->pairs) {
+    if (PAIRS && s->pairs) {
         BY_RANK(down_rows, TP_F32, true);
         return;
     }
@@ -232,7 +239,7 @@ static void down(const slim *s, int64_t rank) {
 }
 
 static void up(const slim *s, int64_t rank) {
-    if (BF16_DOTS && s->pairs) {
+    if (PAIRS && s->pairs) {
         BY_RANK(up_rows, TP_BF16, true);
         return;
     }
@@ -251,7 +258,7 @@ void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float sc
     float *a = scratch, *b = a + round_up(k, VW) * r, *h = b + round_up(n, VW) * r;
     tpi_matrix columns = tpi_matrix_transposed(first->term[0].b);
     const bool far = first->m * k * dtype_size(first->term[0].a.dtype) > FAR;
-    const bool pairs = BF16_DOTS && k % 2 == 0 && all_bf16(first, second);
+    const bool pairs = PAIRS && k % 2 == 0 && all_bf16(first, second);
     slim s = {.down = first,
               .up = second,
               .a = a,
