@@ -30,7 +30,7 @@ from contestants import PEERS, Absent, Machine, open_contestant
 from works import all_works
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTLE = 0.003  # seconds between samples: threads of the one before fall asleep
+SETTLE = 0.02  # seconds before a sample: threads of the one before fall asleep; those of OpenMP spin for 7 ms first
 
 
 def parse(argv=None):
@@ -192,6 +192,7 @@ def rounds(work, timed, machine, wrong, a):
     for number in range(a.rounds):
         if number >= min(3, a.rounds) and time.monotonic() - start > a.seconds:
             break
+        time.sleep(SETTLE)
         limit, bound = machine.limit(work)
         limits.append(limit)
         for series in all_series if number % 2 == 0 else reversed(all_series):
