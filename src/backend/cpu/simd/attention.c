@@ -130,7 +130,7 @@ static void query_block(const void *job, int64_t i, int thread) {
     const forward *f = job;
     const attention *p = &f->p;
     int64_t lines = p->batches * p->heads, blocks = ceil_div(p->queries, QUERIES), line = i % lines;
-    int64_t d = round_up(p->size, NR), first, end, ignored;
+    int64_t d = round_up(p->size, NR), first, end;
     float *space = f->blocks + thread * f->thread_size;
     query_rows w = {.b = line / p->heads, .h = line % p->heads, .d = d};
     w.t = (blocks - 1 - i / lines) * QUERIES; /* the longest rows first */
@@ -144,8 +144,7 @@ static void query_block(const void *job, int64_t i, int thread) {
     pack_queries(p, &w);
     memset(w.out, 0, sizeof(float) * (size_t)(QUERIES * d));
     for (int64_t r = 0; r < w.rows; r++) w.top[r] = -INFINITY, w.sum[r] = 0.0f;
-    visible_keys(p, w.b, w.t, &first, &ignored);
-    visible_keys(p, w.b, w.t + w.rows - 1, &ignored, &end);
+    visible_block(p, w.b, w.t, w.rows, &first, &end);
     for (int64_t base = first / KEYS * KEYS; base < end; base += KEYS) {
         int64_t n = least(KEYS, end - base);
         score(p, &w, keys, base, n);

@@ -109,6 +109,14 @@ static inline void visible_keys(const attention *p, int64_t b, int64_t t, int64_
     if (window > 0 && position >= window) *first = least(position - window + 1, *end);
 }
 
+/* The keys that any of the queries t ... t + rows - 1 sees lie between these. */
+static inline void visible_block(const attention *p, int64_t b, int64_t t, int64_t rows, int64_t *first,
+                                 int64_t *end) {
+    int64_t ignored;
+    visible_keys(p, b, t, first, &ignored);
+    visible_keys(p, b, t + rows - 1, &ignored, end);
+}
+
 /* The first of the queries t, t + 1, ... of sequence b that may see key `key`, as a distance from t. */
 static inline int64_t first_query(const attention *p, int64_t b, int64_t t, int64_t key) {
     return p->attr->causal ? most(0, key - t - (p->start ? p->start[b] : 0)) : 0;

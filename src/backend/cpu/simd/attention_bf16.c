@@ -40,14 +40,11 @@ static void pack_keys(const void *job, int64_t i, int thread) {
     (void)thread;
     const forward *f = job;
     const attention *p = &f->p;
-    int64_t parts = f->keys / SIDE, group = i / parts, s = i % parts * SIDE, b = group / p->groups;
-    int64_t n = least(SIDE, last_key(p, b) - s);
-    if (n <= 0) return;
-    float *kt = f->packed + group * f->group_size, *v = kt + f->keys * f->words;
-    tpi_matrix keys = tpi_matrix_transposed(from_row(head_matrix(p, 1, b, group % p->groups), s));
-    pack_right(keys, p->size, n, kt + s * f->words, EDGE * f->words);
-    pack_right(from_row(head_matrix(p, 2, b, group % p->groups), s), n, p->size, v + s / 2 * EDGE,
-               f->keys / 2 * EDGE);
+    const group_keys from = group_keys_of(p, i, f->keys / SIDE);
+    if (from.n <= 0) return;
+    float *kt = f->packed + from.group * f->group_size, *v = kt + f->keys * f->words;
+    pack_right(tpi_matrix_transposed(from.k), p->size, from.n, kt + from.s * f->words, EDGE * f->words);
+    pack_right(from.v, from.n, p->size, v + from.s / 2 * EDGE, f->keys / 2 * EDGE);
 }
 
 /* The keys [base, base + n) of one row: scores to exponentials, the row's maximum and sum brought forward. */
@@ -88,13 +85,12 @@ static void query_block(const void *job, int64_t i, int thread) {
     const attention *p = &f->p;
     int64_t lines = p->batches * p->heads, blocks = ceil_div(p->queries, LINES), line = i % lines;
     query_rows w = {.b = line / p->heads, .h = line % p->heads, .d = f->d};
-    int64_t group = w.b * p->groups + w.h / (p->heads / p->groups), first, end, ignored;
+    int64_t group = w.b * p->groups + w.h / (p->heads / p->groups), first, end;
     const float *kt = f->packed + group * f->group_size, *v = kt + f->keys * f->words;
     w.t = (blocks - 1 - i / lines) * LINES; /* the longest rows first */
     w.rows = least(LINES, p->queries - w.t);
     begin_block(f, &w, f->blocks + thread * f->thread_size);
-    visible_keys(p, w.b, w.t, &first, &ignored);
-    visible_keys(p, w.b, w.t + w.rows - 1, &ignored, &end);
+    visible_block(p, w.b, w.t, w.rows, &first, &end);
     for (int64_t base = first / SIDE * SIDE; base < end; base += SIDE) {
         int64_t n = least(SIDE, end - base);
         multiply(w.rows, n, f->words, w.q, kt + base * f->words, EDGE * f->words, w.scores, SIDE, false);

@@ -19,6 +19,18 @@ static inline tpi_matrix from_row(tpi_matrix x, int64_t row) {
     return x;
 }
 
+/* Block i of all groups' keys, from row s on: n of them are seen by any query, if any is. */
+typedef struct group_keys {
+    int64_t group, s, n;
+    tpi_matrix k, v;
+} group_keys;
+
+static inline group_keys group_keys_of(const attention *p, int64_t i, int64_t blocks) {
+    int64_t group = i / blocks, s = i % blocks * SIDE, b = group / p->groups, g = group % p->groups;
+    return (group_keys){group, s, least(SIDE, last_key(p, b) - s), from_row(head_matrix(p, K, b, g), s),
+                        from_row(head_matrix(p, V, b, g), s)};
+}
+
 /* The bf16 in the room of a block of floats, in whose rows they are. */
 static inline tpi_matrix rounded(const float *block) {
     return (tpi_matrix){block, 2 * SIDE, 1, TP_BF16};

@@ -152,11 +152,10 @@ static void head_task(const void *job, int64_t i, int thread) {
     place_buffers(w, &k, w->blocks + thread * w->thread_size);
     memset(dk, 0, sizeof(float) * (size_t)w->head_size);
     for (k.t = 0; k.t < p->queries; k.t += QUERIES) {
-        int64_t first, end, ignored;
+        int64_t first, end;
         k.rows = least(QUERIES, p->queries - k.t);
         begin_block(w, &k);
-        visible_keys(p, k.b, k.t, &first, &ignored);
-        visible_keys(p, k.b, k.t + k.rows - 1, &ignored, &end);
+        visible_block(p, k.b, k.t, k.rows, &first, &end);
         for (int64_t base = first / KEYS * KEYS; base < end; base += KEYS)
             key_block(w, &k, base, least(KEYS, end - base), dk, dv);
         write_rows(p, 0, k.dq, w->d, k.rows, (k.b * p->queries + k.t) * p->heads + k.h, p->heads);

@@ -59,15 +59,13 @@ static void pack_keys(const void *job, int64_t i, int thread) {
     (void)thread;
     const backward *w = job;
     const attention *p = &w->p;
-    int64_t parts = w->keys / SIDE, group = i / parts, s = i % parts * SIDE, b = group / p->groups;
-    int64_t n = least(SIDE, last_key(p, b) - s);
-    if (n <= 0) return;
-    group_panels to = panels_of(w, group);
-    tpi_matrix k = from_row(head_matrix(p, K, b, group % p->groups), s);
-    tpi_matrix v = from_row(head_matrix(p, V, b, group % p->groups), s);
-    pack_right(tpi_matrix_transposed(k), p->size, n, to.kt + s * w->words, EDGE * w->words);
-    pack_right(tpi_matrix_transposed(v), p->size, n, to.vt + s * w->words, EDGE * w->words);
-    pack_right(k, n, p->size, to.k + s / 2 * EDGE, w->keys / 2 * EDGE);
+    const group_keys from = group_keys_of(p, i, w->keys / SIDE);
+    if (from.n <= 0) return;
+    const group_panels to = panels_of(w, from.group);
+    int64_t n = from.n, at = from.s * w->words;
+    pack_right(tpi_matrix_transposed(from.k), p->size, n, to.kt + at, EDGE * w->words);
+    pack_right(tpi_matrix_transposed(from.v), p->size, n, to.vt + at, EDGE * w->words);
+    pack_right(from.k, n, p->size, to.k + from.s / 2 * EDGE, w->keys / 2 * EDGE);
 }
 
 /* A block of queries of one head, and the buffers of its thread. */
@@ -159,11 +157,10 @@ static void head_task(const void *job, int64_t i, int thread) {
     place_buffers(w, &k, w->blocks + thread * w->thread_size);
     memset(dk, 0, sizeof(float) * (size_t)w->head_size);
     for (k.t = 0; k.t < p->queries; k.t += LINES) {
-        int64_t first, end, ignored;
+        int64_t first, end;
         k.rows = least(LINES, p->queries - k.t);
         begin_block(w, &k);
-        visible_keys(p, k.b, k.t, &first, &ignored);
-        visible_keys(p, k.b, k.t + k.rows - 1, &ignored, &end);
+        visible_block(p, k.b, k.t, k.rows, &first, &end);
         for (int64_t base = first / SIDE * SIDE; base < end; base += SIDE)
             key_block(w, &k, base, least(SIDE, end - base), dk, dv);
         write_rows(p, 0, k.dq, w->d, k.rows, (k.b * p->queries + k.t) * p->heads + k.h, p->heads);

@@ -51,8 +51,7 @@ static const tpi_tiling *const tilings[] = {
 #define TILINGS (int)(sizeof tilings / sizeof *tilings)
 
 const tpi_tiling *TPI_SIMD(tiling_of)(const tpi_gemm *g) {
-    const tpi_term *first = g->term;
-    return tilings[first->a.dtype == TP_BF16 && first->b.dtype == TP_BF16 ? TILINGS - 1 : 0];
+    return tilings[tpi_term_is_bf16(g->term) ? TILINGS - 1 : 0];
 }
 
 static int64_t words_of(const tpi_tiling *t, const tpi_gemm *g) {

@@ -32,6 +32,10 @@ typedef struct tpi_term { /* a [m, k] · b [k, n] */
     int64_t k;
 } tpi_term;
 
+static inline bool tpi_term_is_bf16(const tpi_term *t) {
+    return t->a.dtype == TP_BF16 && t->b.dtype == TP_BF16;
+}
+
 typedef struct tpi_gemm {
     int64_t m, n;
     int terms;

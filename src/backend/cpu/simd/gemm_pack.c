@@ -4,9 +4,9 @@
  * registers, so that memory is read and written by whole vectors in either orientation. */
 #include "backend/cpu/simd/gemm.h"
 
-/* `part` elements from j on of transposed's lines. */
+/* `part` elements from j on of transposed's lines; `last`: none come behind them. */
 INLINE void turn(const void *data, int dtype, int64_t stride, int64_t lines, int64_t j, int64_t part,
-                 int64_t n, int64_t width, int64_t step, int64_t ahead, float *out) {
+                 bool last, int64_t width, int64_t step, int64_t ahead, float *out) {
     vf r[VW];
     UNROLL for (int i = 0; i < VW; i++) {
         const char *line = (const char *)data + i * stride;
@@ -16,7 +16,7 @@ INLINE void turn(const void *data, int dtype, int64_t stride, int64_t lines, int
     v_transpose(r);
     UNROLL for (int i = 0; i < VW; i++) {
         if (i >= part) break;
-        if (width == VW || j + i + 1 < n)
+        if (width == VW || !last || i + 1 < part)
             v_store(out + (j + i) * step, r[i]);
         else
             v_store_n(out + (j + i) * step, r[i], width);
@@ -30,10 +30,12 @@ INLINE void turn(const void *data, int dtype, int64_t stride, int64_t lines, int
 INLINE void transposed(const void *data, int dtype, int64_t stride, int64_t lines, int64_t n, int64_t width,
                        int64_t step, int64_t ahead, float *out) {
     int64_t j = 0;
-    for (; lines == VW && j + VW <= n; j += VW) turn(data, dtype, stride, VW, j, VW, n, VW, step, ahead, out);
+    for (; lines == VW && j + VW <= n; j += VW)
+        turn(data, dtype, stride, VW, j, VW, false, VW, step, ahead, out);
     for (; lines == MR && width == MR && j + VW < n; j += VW)
-        turn(data, dtype, stride, MR, j, VW, INT64_MAX, MR, MR, ahead, out);
-    for (; j < n; j += VW) turn(data, dtype, stride, lines, j, least(VW, n - j), n, width, step, ahead, out);
+        turn(data, dtype, stride, MR, j, VW, false, MR, MR, ahead, out);
+    for (; j < n; j += VW)
+        turn(data, dtype, stride, lines, j, least(VW, n - j), j + VW >= n, width, step, ahead, out);
 }
 
 /* k lines of `n` ≤ width contiguous elements, `stride` apart, to out[p·width + j], zeros behind n. Here too a

@@ -179,8 +179,7 @@ static int64_t span_of(int64_t n) {
 
 /* Whether both operands are words of two bf16 along k. */
 static bool pairs_of(const tpi_term *t) {
-    return BF16_DOTS && t->a.dtype == TP_BF16 && t->b.dtype == TP_BF16 && t->a.cs == 1 && t->b.rs == 1 &&
-           t->k % 2 == 0;
+    return BF16_DOTS && tpi_term_is_bf16(t) && t->a.cs == 1 && t->b.rs == 1 && t->k % 2 == 0;
 }
 
 /* The dot products of a term's b, from column j on, with its rows of a: those as they are, or as f32. */

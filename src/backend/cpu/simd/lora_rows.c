@@ -93,7 +93,6 @@ static void pack_features(const tpi_matrix *x, int64_t rows, int64_t n, float *o
     memset(out, 0, sizeof(float) * (size_t)(r * round_up(n / 2, VW)));
     for (int64_t j = 0; j < n; j += 2 * VW, out += r * VW) {
         int64_t part = least(2 * VW, n - j);
-        memset(wide, 0, sizeof wide);
         TPI_SIMD(pack_rows)(x, 0, j, rows, part, wide, 2 * VW);
         for (int64_t i = 0; i < rows; i++)
             TPI_SIMD(from_f32)(wide + i * 2 * VW, out + i * VW, TP_BF16, 0, part);
@@ -246,10 +245,10 @@ static void up(const slim *s, int64_t rank) {
     BY_DTYPE(up_rows, s->up->c_dtype)
 }
 
-static bool all_bf16(const tpi_gemm *first, const tpi_gemm *second) {
-    const tpi_term *t = first->term;
-    return t->a.dtype == TP_BF16 && t->b.dtype == TP_BF16 && second->term[0].b.dtype == TP_BF16 &&
-           second->c_dtype == TP_BF16;
+/* Whether x and A are words of two bf16, and B and y bf16 too. */
+static bool pairs_of(const tpi_gemm *first, const tpi_gemm *second) {
+    return PAIRS && tpi_term_is_bf16(first->term) && second->term[0].b.dtype == TP_BF16 &&
+           second->c_dtype == TP_BF16 && first->term[0].k % 2 == 0;
 }
 
 void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float scale, int64_t m0, int64_t m1,
@@ -258,7 +257,7 @@ void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float sc
     float *a = scratch, *b = a + round_up(k, VW) * r, *h = b + round_up(n, VW) * r;
     tpi_matrix columns = tpi_matrix_transposed(first->term[0].b);
     const bool far = first->m * k * dtype_size(first->term[0].a.dtype) > FAR;
-    const bool pairs = PAIRS && k % 2 == 0 && all_bf16(first, second);
+    const bool pairs = pairs_of(first, second);
     slim s = {.down = first,
               .up = second,
               .a = a,
