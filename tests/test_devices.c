@@ -31,16 +31,20 @@ static void fake_release(void *state, void *block) {
     (void)state;
     tpi_free(block);
 }
-static tp_status fake_write(void *state, void *to, const void *from, size_t bytes) {
+static tp_status fake_write(void *state, void *to, const tpi_piece *pieces, int n) {
     (void)state;
-    if (from)
-        memcpy(to, from, bytes);
-    else
-        memset(to, 0, bytes);
+    for (int i = 0; i < n; i++) memcpy((char *)to + pieces[i].at, pieces[i].from, pieces[i].bytes);
+    return TP_OK;
+}
+static tp_status fake_clear(void *state, void *to, size_t bytes) {
+    (void)state;
+    memset(to, 0, bytes);
     return TP_OK;
 }
 static tp_status fake_copy(void *state, void *to, const void *from, size_t bytes) {
-    return fake_write(state, to, from, bytes);
+    (void)state;
+    memcpy(to, from, bytes);
+    return TP_OK;
 }
 static tp_status fake_read(void *state, void *to, const void *from, size_t bytes, uint64_t mark) {
     const fake *device = state;
@@ -64,8 +68,8 @@ static void fake_close(void *state) {
     tpi_free(state);
 }
 
-static const tpi_device_calls fake_calls = {fake_allocate, fake_release, fake_write,  fake_copy, fake_read,
-                                            fake_mark,     fake_wait,    fake_memory, fake_close};
+static const tpi_device_calls fake_calls = {fake_allocate, fake_release, fake_write, fake_clear,  fake_copy,
+                                            fake_read,     fake_mark,    fake_wait,  fake_memory, fake_close};
 
 static void release_prepared(void *data) {
     ++*(int *)data;

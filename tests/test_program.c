@@ -116,6 +116,45 @@ Test(program, state_goes_on_from_run_to_run) {
     tp_tensor_release(s);
 }
 
+/* first = first + 1, second = 2·second. */
+static tp_program *change(tp_tensor *first, tp_tensor *second) {
+    tp_lazy *x = tp_lazy_from_tensor(g, first), *y = tp_lazy_from_tensor(g, second);
+    tp_program *p;
+    tp_lazy_assign(x, tp_lazy_add_scalar(x, 1));
+    tp_lazy_assign(y, tp_lazy_mul_scalar(y, 2));
+    must(tp_program_create(&p, g, NULL, 0));
+    tp_graph_reset(g);
+    return p;
+}
+
+static void check_value(const tp_tensor *s, float want) {
+    float value;
+    must(tp_tensor_read(s, TP_F32, &value, sizeof value));
+    cr_assert_eq(value, want);
+}
+
+Test(program, state_of_several_programs) {
+    tp_tensor *s[3];
+    for (int i = 0; i < 3; i++) s[i] = tensor_of(0, NULL, (float[]){1});
+    tp_program *p = change(s[0], s[1]), *q = change(s[1], s[2]);
+    tp_lazy *before[3];
+    for (int i = 0; i < 3; i++) before[i] = tp_lazy_neg(tp_lazy_from_tensor(g, s[i]));
+    must(tp_program_run(p, NULL));
+    must_fail(tp_lazy_eval(before[0], NULL), TP_ESTALE, "assigned after it was recorded");
+    must_fail(tp_lazy_eval(before[1], NULL), TP_ESTALE, "assigned after it was recorded");
+    must(tp_lazy_eval(before[2], NULL)); /* p does not assign it */
+    tp_lazy *between[2] = {tp_lazy_neg(tp_lazy_from_tensor(g, s[1])),
+                           tp_lazy_neg(tp_lazy_from_tensor(g, s[2]))};
+    tp_program_destroy(p); /* what it put together stays so */
+    must(tp_program_run(q, NULL));
+    must_fail(tp_lazy_eval(between[0], NULL), TP_ESTALE, "assigned after it was recorded");
+    must_fail(tp_lazy_eval(between[1], NULL), TP_ESTALE, "assigned after it was recorded");
+    check_value(s[0], 2), check_value(s[1], 3), check_value(s[2], 2);
+    tp_graph_reset(g);
+    tp_program_destroy(q);
+    for (int i = 0; i < 3; i++) tp_tensor_release(s[i]);
+}
+
 Test(program, assignments_alone) {
     tp_tensor *s = tensor_of(0, NULL, (float[]){0});
     tp_lazy *state = tp_lazy_from_tensor(g, s);

@@ -10,11 +10,19 @@
 #include "core/memory.h"
 #include "taper/context.h"
 
+/* Bytes of the host's memory, and where they go. */
+typedef struct tpi_piece {
+    size_t at; /* bytes from the beginning of what is written */
+    const void *from;
+    size_t bytes;
+} tpi_piece;
+
 typedef struct tpi_device_calls {
     tp_status (*allocate)(void *state, size_t bytes, void **out); /* TP_ENOMEM when there is no more */
     void (*release)(void *state, void *block);
-    tp_status (*write)(void *state, void *to, const void *from, size_t bytes); /* `from` NULL: zeros */
-    tp_status (*copy)(void *state, void *to, const void *from, size_t bytes);  /* within the device */
+    tp_status (*write)(void *state, void *to, const tpi_piece *pieces, int n); /* see below */
+    tp_status (*clear)(void *state, void *to, size_t bytes);
+    tp_status (*copy)(void *state, void *to, const void *from, size_t bytes); /* within the device */
 
     /* Copies to the host when the mark is reached. Fails as the evaluation at that mark did. */
     tp_status (*read)(void *state, void *to, const void *from, size_t bytes, uint64_t mark);
@@ -43,6 +51,9 @@ static inline bool tpi_is_host(const tp_device *device) {
 
 /* Copies from host memory; `from` NULL: zeros. */
 tp_status tpi_device_write(tp_device *device, void *to, const void *from, size_t bytes);
+
+/* Copies pieces, in ascending order, to their places behind `to`. What lies between two of them is lost. */
+tp_status tpi_device_write_pieces(tp_device *device, void *to, const tpi_piece *pieces, int n);
 
 /* Copies to host memory, when the mark is reached. */
 tp_status tpi_device_read(tp_device *device, void *to, const void *from, size_t bytes, uint64_t mark);

@@ -91,11 +91,15 @@ bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride) {
 
 tp_status tpi_device_write(tp_device *device, void *to, const void *from, size_t bytes) {
     if (bytes == 0) return TP_OK;
-    if (device->calls) return device->calls->write(device->state, to, from, bytes);
-    if (from)
-        memcpy(to, from, bytes);
-    else
-        memset(to, 0, bytes);
+    if (from) return tpi_device_write_pieces(device, to, &(tpi_piece){0, from, bytes}, 1);
+    if (device->calls) return device->calls->clear(device->state, to, bytes);
+    memset(to, 0, bytes);
+    return TP_OK;
+}
+
+tp_status tpi_device_write_pieces(tp_device *device, void *to, const tpi_piece *pieces, int n) {
+    if (device->calls) return device->calls->write(device->state, to, pieces, n);
+    for (int i = 0; i < n; i++) memcpy((char *)to + pieces[i].at, pieces[i].from, pieces[i].bytes);
     return TP_OK;
 }
 
@@ -105,11 +109,15 @@ tp_status tpi_device_read(tp_device *device, void *to, const void *from, size_t 
     return TP_OK;
 }
 
-/* Writes to a storage's memory; what reads it waits for that. */
-static tp_status write_storage(tpi_storage *storage, void *to, const void *from, size_t bytes) {
-    tp_device *device = storage->device;
-    TPI_TRY(tpi_device_write(device, to, from, bytes));
+/* To be called behind a write to the storage's memory: what reads it waits for that. */
+static void note_written(tpi_storage *storage) {
+    const tp_device *device = storage->device;
     if (device->calls) storage->mark = device->calls->mark(device->state);
+}
+
+static tp_status write_storage(tpi_storage *storage, void *to, const void *from, size_t bytes) {
+    TPI_TRY(tpi_device_write(storage->device, to, from, bytes));
+    note_written(storage);
     return TP_OK;
 }
 
@@ -151,10 +159,22 @@ tpi_storage *tpi_storage_retain(tpi_storage *storage) {
     return storage;
 }
 
+static void release_group(tpi_state_group *group) {
+    if (group && atomic_fetch_sub_explicit(&group->references, 1, memory_order_acq_rel) == 1) tpi_free(group);
+}
+
+tp_status tpi_storage_join(tpi_storage *storage, tpi_state_group **group) {
+    if (!*group && !(*group = tpi_calloc(1, sizeof **group))) return TP_ENOMEM;
+    atomic_fetch_add_explicit(&(*group)->references, 1, memory_order_relaxed);
+    storage->group = *group;
+    return TP_OK;
+}
+
 void tpi_storage_release(tpi_storage *storage) {
     if (!storage || atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
     tp_event_release(atomic_load(&storage->busy));
     tp_event_release(atomic_load(&storage->lost));
+    release_group(storage->group);
     if (!storage->foreign)
         tpi_memory_give(storage->device->memory, storage->data, storage->bytes);
     else if (storage->release)
@@ -369,7 +389,7 @@ tp_status tpi_storage_check(tpi_storage *storage) {
     tp_event *lost = atomic_load_explicit(&storage->lost, memory_order_acquire);
     if (lost) return tp_event_wait(lost);
     if (!atomic_load_explicit(&storage->unchecked, memory_order_relaxed)) return TP_OK;
-    TPI_TRY(storage->device->calls->wait(storage->device->state, storage->mark));
+    TPI_TRY(storage->device->calls->wait(storage->device->state, tpi_storage_mark(storage)));
     atomic_store_explicit(&storage->unchecked, false, memory_order_relaxed);
     return TP_OK;
 }
@@ -427,12 +447,12 @@ static tp_status read_far(const tp_tensor *tensor, tp_dtype dtype, void *out, si
     const void *from = tpi_tensor_pointer(tensor);
     TPI_TRY(tpi_tensor_wait(tensor));
     if (tensor->contiguous && dtype == tensor->dtype)
-        return tpi_device_read(storage->device, out, from, bytes, storage->mark);
+        return tpi_device_read(storage->device, out, from, bytes, tpi_storage_mark(storage));
     const size_t span =
         (size_t)tpi_span(tensor->rank, tensor->shape, tensor->stride) * tp_dtype_size(tensor->dtype);
     void *copy = tpi_malloc(span);
     if (!copy) return TP_ENOMEM;
-    tp_status status = tpi_device_read(storage->device, copy, from, span, storage->mark);
+    tp_status status = tpi_device_read(storage->device, copy, from, span, tpi_storage_mark(storage));
     if (status == TP_OK) copy_converted(tensor, copy, dtype, out);
     tpi_free(copy);
     return status;
@@ -460,7 +480,7 @@ tp_status tpi_tensor_peek(const tp_tensor *tensor, size_t begin, size_t bytes, v
     const tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
     return tpi_device_read(storage->device, out, (const char *)tpi_tensor_pointer(tensor) + begin, bytes,
-                           storage->mark);
+                           tpi_storage_mark(storage));
 }
 
 tp_status tp_tensor_to_device(tp_tensor *tensor, tp_device *device, tp_tensor **out) {
@@ -489,4 +509,12 @@ tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes) {
     tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
     return write_storage(storage, tpi_tensor_pointer(tensor), data, bytes);
+}
+
+tp_status tpi_tensor_write_pieces(tp_tensor *tensor, const tpi_piece *pieces, int n) {
+    tpi_storage *storage = tensor->storage;
+    TPI_TRY(tpi_tensor_wait(tensor));
+    TPI_TRY(tpi_device_write_pieces(storage->device, tpi_tensor_pointer(tensor), pieces, n));
+    note_written(storage);
+    return TP_OK;
 }

@@ -14,6 +14,13 @@
 
 typedef struct tpi_storage tpi_storage;
 
+/* What storages have in common that the same program assigns: its runs. So a step of training with a thousand
+ * states touches none of them, whose cache lines are gone by then. */
+typedef struct tpi_state_group {
+    atomic_int references;
+    uint64_t version, mark; /* as a storage's */
+} tpi_state_group;
+
 struct tp_tensor {
     atomic_int references;
     tp_dtype dtype;
@@ -35,8 +42,9 @@ struct tpi_storage {
     void (*release)(void *user); /* memory of the caller: called at the end; NULL: from device->memory */
     void *user;
     bool foreign, has_first;
-    uint64_t version;         /* counts the assignments: a leaf recorded before one is stale */
-    uint64_t mark;            /* where in the device's order its contents are made */
+    uint64_t version;         /* see tpi_storage_version */
+    uint64_t mark;            /* see tpi_storage_mark */
+    tpi_state_group *group;   /* the first that it was put into; owned; NULL: no program assigns it */
     atomic_bool unchecked;    /* on a device: the evaluation that makes it may still fail */
     _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
     _Atomic(tp_event *) lost; /* the queued evaluation that should have made it and failed; owned */
@@ -47,6 +55,19 @@ struct tpi_storage {
 tp_status tpi_storage_create(tp_device *device, size_t bytes, tpi_storage **out);
 tpi_storage *tpi_storage_retain(tpi_storage *storage);
 void tpi_storage_release(tpi_storage *storage); /* NULL does nothing */
+
+/* Counts the assignments: a leaf recorded before one is stale. */
+static inline uint64_t tpi_storage_version(const tpi_storage *s) {
+    return s->version + (s->group ? s->group->version : 0);
+}
+
+/* Where in the device's order its contents are made. */
+static inline uint64_t tpi_storage_mark(const tpi_storage *s) {
+    return s->group && s->group->mark > s->mark ? s->group->mark : s->mark;
+}
+
+/* Puts a storage that has no group into *group, which is made if it is NULL. */
+tp_status tpi_storage_join(tpi_storage *storage, tpi_state_group **group);
 
 /* A tensor on a storage; consumes one reference of it, also on failure. stride NULL: row-major. */
 tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
@@ -86,6 +107,9 @@ tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64
 
 /* `bytes` of the tensor's memory from byte `begin` on, at the host; waits as tp_tensor_read does. */
 tp_status tpi_tensor_peek(const tp_tensor *tensor, size_t begin, size_t bytes, void *out);
+
+/* tpi_device_write_pieces to a contiguous tensor whose memory is not the caller's. */
+tp_status tpi_tensor_write_pieces(tp_tensor *tensor, const tpi_piece *pieces, int n);
 
 /* Row-major strides of a shape. */
 void tpi_row_major(int rank, const int64_t *shape, int64_t *stride);

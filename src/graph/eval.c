@@ -23,7 +23,7 @@ static tp_status check_outputs(const tp_graph *graph, tp_lazy *const *outputs, i
 static tp_status check_leaves(const tpi_order *order, const tpi_plan *plan) {
     for (uint32_t i = 0; i < plan->n_leaves; i++) {
         const tp_lazy *leaf = order->nodes[plan->leaves[i]];
-        if (leaf->version != leaf->value->storage->version)
+        if (leaf->version != tpi_storage_version(leaf->value->storage))
             return tpi_fail(TP_ESTALE, "eval: node %u reads state that was assigned after it was recorded",
                             leaf->id);
     }
@@ -160,7 +160,8 @@ static void commit(request *r, tp_tensor **results) {
     tpi_evaluation *e = &r->evaluation;
     const tpi_plan *plan = e->run.plan;
     for (uint32_t i = 0; i < plan->n_assigned; i++) { /* of two to one state, the first is stale at once */
-        tp_tensor *state = tp_tensor_retain(tpi_evaluation_advance(e, i));
+        tp_tensor *state = tp_tensor_retain(e->leaves[plan->assigned[i]]);
+        state->storage->version++;
         tpi_node_become_leaf(graph->tape.nodes[graph->assigned[i]], state);
     }
     for (uint32_t i = 0; i < plan->n_results; i++) {

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-/* Slots, leaves' and buffers' addresses, leaves, state, buffers, results. */
+/* Slots, leaves' and buffers' addresses, leaves, groups, buffers, results. */
 size_t tpi_evaluation_pointers(const tpi_plan *plan) {
     return (size_t)plan->n_slots + 2 * ((size_t)plan->n_leaves + plan->n_buffers) + plan->n_assigned +
            plan->n_results;
@@ -19,8 +19,9 @@ void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, voi
     void **bases = pointers + plan->n_slots;
     e->run = (tpi_run){.context = ctx, .plan = plan, .bases = bases, .slots = pointers};
     e->leaves = (tp_tensor **)(bases + plan->n_leaves + plan->n_buffers);
-    e->state = (tpi_storage **)(e->leaves + plan->n_leaves);
-    e->fresh = e->state + plan->n_assigned;
+    e->groups = (tpi_state_group **)(e->leaves + plan->n_leaves);
+    e->n_groups = 0;
+    e->fresh = (tpi_storage **)(e->groups + plan->n_assigned);
     e->results = (tp_tensor **)(e->fresh + plan->n_buffers);
     e->settled = false;
     clear_results(e);
@@ -31,7 +32,6 @@ void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, voi
 static void take_leaves(tpi_evaluation *e) {
     const tpi_plan *plan = e->run.plan;
     for (uint32_t i = 0; i < plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(e->leaves[i]);
-    for (uint32_t i = 0; i < plan->n_assigned; i++) e->state[i] = e->leaves[plan->assigned[i]]->storage;
     e->run.binding = 0;
 }
 
@@ -41,12 +41,33 @@ static tp_status check_made(const tpi_evaluation *e) {
     return TP_OK;
 }
 
+static tpi_storage *state_of(const tpi_evaluation *e, uint32_t assignment) {
+    return e->leaves[e->run.plan->assigned[assignment]]->storage;
+}
+
+static void add_group(tpi_evaluation *e, tpi_state_group *group) {
+    uint32_t i = e->n_groups;
+    while (i > 0 && e->groups[i - 1] != group) i--;
+    if (i == 0) e->groups[e->n_groups++] = group;
+}
+
+/* A state stays in the group that it is put into first, so that all programs that assign it find it there. */
+static tp_status take_groups(tpi_evaluation *e) {
+    tpi_state_group *fresh = NULL;
+    for (uint32_t i = 0; i < e->run.plan->n_assigned; i++) {
+        tpi_storage *state = state_of(e, i);
+        if (!state->group) TPI_TRY(tpi_storage_join(state, &fresh));
+        add_group(e, state->group);
+    }
+    return TP_OK;
+}
+
 /* A storage is lost by the evaluation that makes it, or never. */
 tp_status tpi_evaluation_settle(tpi_evaluation *e) {
     for (uint32_t i = 0; i < e->run.plan->n_leaves; i++) TPI_TRY(tpi_tensor_wait(e->leaves[i]));
     take_leaves(e);
     e->settled = true;
-    return TP_OK;
+    return take_groups(e);
 }
 
 static void take_buffer(tpi_evaluation *e, uint32_t b) {
@@ -126,7 +147,8 @@ static void set_marks(const tpi_evaluation *e) {
         e->fresh[b]->mark = mark;
         atomic_store_explicit(&e->fresh[b]->unchecked, plan->can_fail, memory_order_relaxed);
     }
-    for (uint32_t i = 0; i < plan->n_assigned; i++) e->state[i]->mark = mark;
+    for (uint32_t i = 0; !e->settled && i < plan->n_assigned; i++) state_of(e, i)->mark = mark;
+    for (uint32_t i = 0; i < e->n_groups; i++) e->groups[i]->mark = mark;
 }
 
 static tp_status run(tpi_evaluation *e) {

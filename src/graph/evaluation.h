@@ -9,12 +9,13 @@
 #include "graph/run.h"
 
 typedef struct tpi_evaluation {
-    tpi_run run;         /* the plan is borrowed */
-    tp_tensor **leaves;  /* one for each leaf of the plan; borrowed */
-    tpi_storage **state; /* of the leaves that are assigned; borrowed */
-    tpi_storage **fresh; /* one for each result buffer; owned */
-    tp_tensor **results; /* one for each output; owned */
-    bool settled;        /* see tpi_evaluation_settle */
+    tpi_run run;              /* the plan is borrowed */
+    tp_tensor **leaves;       /* one for each leaf of the plan; borrowed */
+    tpi_storage **fresh;      /* one for each result buffer; owned */
+    tp_tensor **results;      /* one for each output; owned */
+    bool settled;             /* see tpi_evaluation_settle */
+    tpi_state_group **groups; /* if it is, those of the leaves that are assigned, each once; borrowed */
+    uint32_t n_groups;
 } tpi_evaluation;
 
 /* How many pointers an evaluation of the plan is laid out in. */
@@ -23,22 +24,14 @@ size_t tpi_evaluation_pointers(const tpi_plan *plan);
 /* Lays an evaluation out, without results; the leaves are the caller's to fill in. */
 void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, void **pointers);
 
-/* For leaves that stay: waits for what may still make one of them, fails as it did, and takes their
- * addresses. Runs ask no leaf any more. */
+/* For leaves that stay: waits for what may still make one of them, fails as it did, takes their addresses and
+ * groups those that are assigned. Runs ask no leaf any more. */
 tp_status tpi_evaluation_settle(tpi_evaluation *e);
 
 /* Makes the results and runs, behind what was queued before, or puts the run on the context's queue, where
  * `event` may be NULL and is owned. Where this fails, with TP_ELIMIT for one, nothing has changed. On a
  * device with its own order a run is queued in any case. */
 tp_status tpi_evaluation_perform(tpi_evaluation *e, bool queued, tp_event **event);
-
-/* To be called for each assignment after a run: its state, borrowed, has another version now. Inline, for a
- * step of training has a thousand of them, which are no longer in a cache: their misses overlap in a loop
- * that does nothing else. */
-static inline tp_tensor *tpi_evaluation_advance(const tpi_evaluation *e, uint32_t assignment) {
-    e->state[assignment]->version++;
-    return e->leaves[e->run.plan->assigned[assignment]];
-}
 
 /* Releases the results that nobody took; the evaluation can be performed again. */
 void tpi_evaluation_discard(tpi_evaluation *e);

@@ -104,7 +104,7 @@ static tp_lazy *append(tp_graph *graph, tp_lazy *node) {
 
 static void set_value(tp_lazy *node, tp_tensor *value) {
     node->value = value;
-    node->version = value->storage->version;
+    node->version = tpi_storage_version(value->storage);
     node->next_valued = node->graph->valued;
     node->graph->valued = node;
 }
@@ -297,7 +297,7 @@ tp_lazy *tp_lazy_from_tensor(tp_graph *graph, tp_tensor *tensor) {
     tpi_leaf_entry *entry = leaf_entry(graph, tensor->storage);
     bool known = entry->generation == graph->generation;
     for (tp_lazy *leaf = known ? entry->leaf : NULL; leaf; leaf = leaf->sibling)
-        if (leaf->value == tensor && leaf->version == tensor->storage->version) return leaf;
+        if (leaf->value == tensor && leaf->version == tpi_storage_version(tensor->storage)) return leaf;
     tp_lazy *leaf = new_leaf(graph, tensor, known ? entry->leaf : NULL);
     if (!leaf) return stick(graph, TP_ENOMEM);
     if (known) {

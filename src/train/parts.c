@@ -78,18 +78,21 @@ static tp_status record_gradients(tpi_step *step, tpi_part which, tp_lazy *loss,
     return TP_OK;
 }
 
-tp_status tpi_part_record(tpi_step *step, tpi_part which, const tpi_part_inputs *in, tp_lazy *outputs[2],
-                          int *output_count) {
-    tp_lazy **gradients = step->nodes;
-    outputs[0] = record_loss(step, in, which != TPI_PART_LOSS);
-    *output_count = 1;
+/* One result, which is read by one copy from a device. */
+static tp_lazy *record_pair(tp_lazy *first, tp_lazy *second) {
+    const int64_t one = 1;
+    return tp_lazy_concat((tp_lazy *[]){tp_lazy_reshape(first, 1, &one), tp_lazy_reshape(second, 1, &one)}, 2,
+                          0);
+}
+
+tp_status tpi_part_record(tpi_step *step, tpi_part which, const tpi_part_inputs *in, tp_lazy **output) {
+    tp_lazy **gradients = step->nodes, *sum = record_loss(step, in, which != TPI_PART_LOSS);
+    *output = sum;
     if (which == TPI_PART_LOSS) return TP_OK;
-    tp_lazy *loss = tp_lazy_div(outputs[0], number(step, in, TPI_TOKENS));
-    TPI_TRY(record_gradients(step, which, loss, gradients));
+    TPI_TRY(record_gradients(step, which, tp_lazy_div(sum, number(step, in, TPI_TOKENS)), gradients));
     if (which == TPI_PART_FIRST || which == TPI_PART_MIDDLE) return TP_OK;
-    outputs[1] = record_norm(step, gradients);
-    *output_count = 2;
-    tp_lazy *loss_sum = tp_lazy_add(outputs[0], number(step, in, TPI_LOSS_SUM));
-    record_update(step, in, gradients, record_factor(step, outputs[1], loss_sum));
+    tp_lazy *norm = record_norm(step, gradients), *so_far = tp_lazy_add(sum, number(step, in, TPI_LOSS_SUM));
+    record_update(step, in, gradients, record_factor(step, norm, so_far));
+    *output = record_pair(sum, norm);
     return TP_OK;
 }

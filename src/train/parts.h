@@ -27,9 +27,8 @@ enum {
     TPI_NUMBERS
 };
 
-/* Records a part into the step's graph. outputs[0] is the batch's loss sum, outputs[1] the gradients' norm
- * where the step ends with it. */
-tp_status tpi_part_record(tpi_step *step, tpi_part which, const tpi_part_inputs *in, tp_lazy *outputs[2],
-                          int *output_count);
+/* Records a part into the step's graph. *output is f32: the batch's loss sum, [], or, where the step ends
+ * with it, that and the gradients' norm, [2]. */
+tp_status tpi_part_record(tpi_step *step, tpi_part which, const tpi_part_inputs *in, tp_lazy **output);
 
 #endif

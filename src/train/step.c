@@ -9,13 +9,14 @@
 #include <math.h>
 #include <string.h>
 
+#define MOST_INPUTS 5 /* of a part */
+
 /* A part for batches of one shape. */
 struct tpi_step_program {
     tpi_part which;
     int64_t rows, length, picked;
     tpi_part_inputs inputs; /* owned */
-    tp_tensor *block;       /* i32: what the inputs are views of */
-    char *written;          /* the block as it is written next */
+    tp_tensor *block;       /* i32: what the inputs are views of, in their order */
     tp_program *program;
 };
 
@@ -80,7 +81,6 @@ static void destroy_program(tpi_step_program *p) {
     tp_program_destroy(p->program);
     release_inputs(&p->inputs);
     tp_tensor_release(p->block);
-    tpi_free(p->written);
     tpi_free(p);
 }
 
@@ -116,7 +116,6 @@ static tp_status make_views(tpi_step_program *p, tp_device *device, const input 
     for (int i = 0; i < n; i++) bytes += bytes_of(&inputs[i]);
     const int64_t words = (int64_t)(bytes / 4);
     TPI_TRY(tp_tensor_zeros(device, TP_I32, 1, &words, &p->block));
-    if (!(p->written = tpi_calloc(bytes, 1))) return TP_ENOMEM;
     for (int i = 0; i < n; i++) {
         const input *x = &inputs[i];
         TPI_TRY(tpi_tensor_view(p->block, x->dtype, x->rank, x->shape, NULL, at, x->tensor));
@@ -128,7 +127,8 @@ static tp_status make_views(tpi_step_program *p, tp_device *device, const input 
 static tp_status make_inputs(const tpi_step *step, tpi_step_program *p, const tpi_batch *batch) {
     tpi_part_inputs *in = &p->inputs;
     const int64_t rows = batch->rows, length = batch->length, picked = batch->picked;
-    input inputs[5] = {{&in->ids, TP_I32, 2, {rows, length}}, {&in->numbers, TP_F32, 1, {TPI_NUMBERS}}};
+    input inputs[MOST_INPUTS] = {{&in->ids, TP_I32, 2, {rows, length}},
+                                 {&in->numbers, TP_F32, 1, {TPI_NUMBERS}}};
     int n = 2;
     if (picked > 0) {
         inputs[n++] = (input){&in->pick, TP_I32, 1, {picked}};
@@ -140,11 +140,10 @@ static tp_status make_inputs(const tpi_step *step, tpi_step_program *p, const tp
 }
 
 static tp_status make_program(tpi_step *step, tpi_step_program *p, const tpi_batch *batch) {
-    tp_lazy *outputs[2];
-    int count;
+    tp_lazy *output;
     TPI_TRY(make_inputs(step, p, batch));
-    tp_status status = tpi_part_record(step, p->which, &p->inputs, outputs, &count);
-    if (status == TP_OK) status = tp_program_create(&p->program, step->graph, outputs, count);
+    tp_status status = tpi_part_record(step, p->which, &p->inputs, &output);
+    if (status == TP_OK) status = tp_program_create(&p->program, step->graph, &output, 1);
     tp_graph_reset(step->graph);
     return status;
 }
@@ -185,44 +184,43 @@ static tp_status find_program(tpi_step *step, tpi_part which, const tpi_batch *b
 
 /* ---- running ---- */
 
-static void put(tpi_step_program *p, const tp_tensor *to, const void *data) {
-    memcpy(p->written + to->offset, data, (size_t)to->count * 4);
+static tpi_piece input_piece(const tp_tensor *to, const void *data) {
+    return (tpi_piece){to->offset, data, (size_t)to->count * 4};
 }
 
-static void put_seed(const tpi_step *step, tpi_step_program *p, int64_t batch) {
+static void make_seed(const tpi_step *step, int64_t batch, uint32_t random[4]) {
     const uint32_t key[2] = {(uint32_t)step->options.seed, (uint32_t)(step->options.seed >> 32)};
     const uint32_t counter[4] = {(uint32_t)step->attempts, (uint32_t)(step->attempts >> 32), (uint32_t)batch,
                                  1};
-    uint32_t random[4];
     tpi_philox(key, counter, random);
-    put(p, p->inputs.seed, random);
 }
 
-/* All inputs at once: a copy to a device takes as long for a few bytes as for a batch. */
+/* All inputs at once, in the order in which they were made. */
 static tp_status write_inputs(const tpi_step *step, tpi_step_program *p, const tpi_batch *batch,
                               int64_t index, const float numbers[TPI_NUMBERS]) {
     const tpi_part_inputs *in = &p->inputs;
-    put(p, in->ids, batch->ids);
-    put(p, in->targets, batch->targets);
-    put(p, in->numbers, numbers);
-    if (in->pick) put(p, in->pick, batch->pick);
-    if (in->seed) put_seed(step, p, index);
-    return tp_tensor_write(p->block, p->written, (size_t)p->block->count * 4);
+    uint32_t random[4];
+    tpi_piece pieces[MOST_INPUTS];
+    int n = 0;
+    pieces[n++] = input_piece(in->ids, batch->ids);
+    pieces[n++] = input_piece(in->numbers, numbers);
+    if (in->pick) pieces[n++] = input_piece(in->pick, batch->pick);
+    pieces[n++] = input_piece(in->targets, batch->targets);
+    if (in->seed) make_seed(step, index, random), pieces[n++] = input_piece(in->seed, random);
+    return tpi_tensor_write_pieces(p->block, pieces, n);
 }
 
 /* Runs batch number `index` of a step. values[0] is its loss sum, values[1] the norm where the step ends. */
 static tp_status run_part(tpi_step *step, tpi_part which, const tpi_batch *batch, int64_t index,
                           const float numbers[TPI_NUMBERS], float values[2]) {
     tpi_step_program *p;
-    tp_tensor *results[2] = {NULL, NULL};
+    tp_tensor *result;
     TPI_TRY(find_program(step, which, batch, &p));
     TPI_TRY(write_inputs(step, p, batch, index, numbers));
-    tp_status status = tp_program_run(p->program, results);
-    for (int i = 0; i < 2; i++) {
-        if (status == TP_OK && results[i])
-            status = tp_tensor_read(results[i], TP_F32, &values[i], sizeof values[i]);
-        tp_tensor_release(results[i]);
-    }
+    TPI_TRY(tp_program_run(p->program, &result));
+    tp_status status =
+        tp_tensor_read(result, TP_F32, values, (size_t)tp_tensor_count(result) * sizeof *values);
+    tp_tensor_release(result);
     return status;
 }
 

@@ -97,36 +97,70 @@ static void describe_memory(void *state, uint64_t *free_bytes, uint64_t *total_b
 
 /* ---- to the device ---- */
 
-static tp_status next_piece(tpi_cuda_device *device) {
+static tp_status next_buffer(tpi_cuda_device *device) {
     tpi_cuda_staging *s = &device->staging;
-    TRY_CUDA(device, cudaEventRecord(s->used[s->piece], device->kernel.stream), "copy to the device");
-    s->piece = (s->piece + 1) % TPI_STAGING_PIECES;
+    TRY_CUDA(device, cudaEventRecord(s->used[s->buffer], device->kernel.stream), "copy to the device");
+    s->buffer = (s->buffer + 1) % TPI_STAGING_BUFFERS;
     s->at = 0;
-    return tpi_cuda_report(device, await(s->used[s->piece]), "copy to the device");
+    return tpi_cuda_report(device, await(s->used[s->buffer]), "copy to the device");
+}
+
+/* Room for at least `wanted` bytes, which a buffer has. */
+static tp_status find_room(tpi_cuda_device *device, size_t wanted, char **at, size_t *room) {
+    tpi_cuda_staging *s = &device->staging;
+    if (s->at + wanted > TPI_STAGING_BYTES) TPI_TRY(next_buffer(device));
+    *at = s->memory + (size_t)s->buffer * TPI_STAGING_BYTES + s->at;
+    *room = TPI_STAGING_BYTES - s->at;
+    return TP_OK;
+}
+
+/* The first `bytes` of the room that was found. */
+static tp_status send(tpi_cuda_device *device, void *to, const char *at, size_t bytes) {
+    device->staging.at += tpi_align_up(bytes);
+    return tpi_cuda_report(device,
+                           cudaMemcpyAsync(to, at, bytes, cudaMemcpyHostToDevice, device->kernel.stream),
+                           "copy to the device");
 }
 
 static tp_status stage(tpi_cuda_device *device, char *to, const char *from, size_t bytes) {
-    tpi_cuda_staging *s = &device->staging;
-    while (bytes > 0) {
-        if (s->at == TPI_STAGING_BYTES) TPI_TRY(next_piece(device));
-        const size_t room = TPI_STAGING_BYTES - s->at, n = bytes < room ? bytes : room;
-        char *piece = s->memory + (size_t)s->piece * TPI_STAGING_BYTES + s->at;
-        memcpy(piece, from, n);
-        TRY_CUDA(device, cudaMemcpyAsync(to, piece, n, cudaMemcpyHostToDevice, device->kernel.stream),
-                 "copy to the device");
-        s->at += tpi_align_up(n);
-        to += n;
-        from += n;
-        bytes -= n;
+    char *at;
+    for (size_t room, n; bytes > 0; to += n, from += n, bytes -= n) {
+        TPI_TRY(find_room(device, 1, &at, &room));
+        n = bytes < room ? bytes : room;
+        memcpy(at, from, n);
+        TPI_TRY(send(device, to, at, n));
     }
     return TP_OK;
 }
 
-static tp_status write_to(void *state, void *to, const void *from, size_t bytes) {
+/* In one copy, where a buffer holds them: to a device it takes as long for a few bytes as for many. */
+static tp_status stage_together(tpi_cuda_device *device, char *to, const tpi_piece *pieces, int n) {
+    const size_t bytes = pieces[n - 1].at + pieces[n - 1].bytes;
+    char *at;
+    size_t room;
+    TPI_TRY(find_room(device, bytes, &at, &room));
+    for (int i = 0; i < n; i++) memcpy(at + pieces[i].at, pieces[i].from, pieces[i].bytes);
+    return send(device, to, at, bytes);
+}
+
+static tp_status stage_pieces(tpi_cuda_device *device, char *to, const tpi_piece *pieces, int n) {
+    if (n > 1 && pieces[n - 1].at + pieces[n - 1].bytes <= TPI_STAGING_BYTES)
+        return stage_together(device, to, pieces, n);
+    for (int i = 0; i < n; i++) TPI_TRY(stage(device, to + pieces[i].at, pieces[i].from, pieces[i].bytes));
+    return TP_OK;
+}
+
+static tp_status write_to(void *state, void *to, const tpi_piece *pieces, int n) {
     tpi_cuda_device *device = state;
     TPI_TRY(enter(device));
     device->behind = true;
-    if (from) return leave(device, stage(device, to, from, bytes));
+    return leave(device, stage_pieces(device, to, pieces, n));
+}
+
+static tp_status clear(void *state, void *to, size_t bytes) {
+    tpi_cuda_device *device = state;
+    TPI_TRY(enter(device));
+    device->behind = true;
     return leave(device,
                  tpi_cuda_report(device, cudaMemsetAsync(to, 0, bytes, device->kernel.stream), "clearing"));
 }
@@ -274,7 +308,7 @@ static void close_device(void *state) {
     tpi_cuda_libraries_destroy(device->kernel.libraries);
     for (int i = 0; i < TPI_CUDA_RUNS; i++)
         if (device->events[i]) cudaEventDestroy(device->events[i]);
-    for (int i = 0; i < TPI_STAGING_PIECES; i++)
+    for (int i = 0; i < TPI_STAGING_BUFFERS; i++)
         if (device->staging.used[i]) cudaEventDestroy(device->staging.used[i]);
     if (device->landed) cudaEventDestroy(device->landed);
     cudaFreeHost(device->staging.memory);
@@ -302,7 +336,7 @@ static cudaError_t make_memory(tpi_cuda_device *device) {
     tpi_cuda_faults *f = &device->faults;
     cudaError_t error = cudaHostAlloc((void **)&f->ring, ring, cudaHostAllocMapped);
     if (error == cudaSuccess)
-        error = cudaHostAlloc((void **)&device->staging.memory, TPI_STAGING_PIECES * TPI_STAGING_BYTES, 0);
+        error = cudaHostAlloc((void **)&device->staging.memory, TPI_STAGING_BUFFERS * TPI_STAGING_BYTES, 0);
     if (error == cudaSuccess) error = cudaHostAlloc((void **)&device->landing, TPI_STAGING_BYTES, 0);
     if (error == cudaSuccess) error = cudaMalloc((void **)&k->fault, sizeof *k->fault);
     if (error == cudaSuccess) error = cudaMalloc((void **)&f->next, sizeof *f->next);
@@ -318,7 +352,7 @@ static cudaError_t make_device(tpi_cuda_device *device) {
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&k->stream, cudaStreamNonBlocking);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device->reads, cudaStreamNonBlocking);
     if (error == cudaSuccess) error = make_events(device->events, TPI_CUDA_RUNS);
-    if (error == cudaSuccess) error = make_events(device->staging.used, TPI_STAGING_PIECES);
+    if (error == cudaSuccess) error = make_events(device->staging.used, TPI_STAGING_BUFFERS);
     if (error == cudaSuccess) error = make_events(&device->landed, 1);
     return error == cudaSuccess ? make_memory(device) : error;
 }
@@ -362,6 +396,7 @@ const tpi_device_calls tpi_cuda_calls = {
     .allocate = allocate,
     .release = release,
     .write = write_to,
+    .clear = clear,
     .copy = copy,
     .read = read_from,
     .mark = mark,

@@ -15,16 +15,16 @@
 #include <pthread.h>
 
 #define TPI_CUDA_RUNS       32
-#define TPI_STAGING_PIECES  8
-#define TPI_STAGING_BYTES   ((size_t)1 << 20) /* of a piece */
+#define TPI_STAGING_BUFFERS 8
+#define TPI_STAGING_BYTES   ((size_t)1 << 20) /* of a buffer, a multiple of TPI_ALIGN */
 #define TPI_CUDA_OLD_FAULTS 8
 
-/* Pinned host memory that copies to the device go through, piece after piece. */
+/* Pinned host memory that copies to the device go through, buffer after buffer. */
 typedef struct tpi_cuda_staging {
     char *memory;
-    cudaEvent_t used[TPI_STAGING_PIECES]; /* behind the last copy from a piece */
-    int piece;
-    size_t at; /* in the piece */
+    cudaEvent_t used[TPI_STAGING_BUFFERS]; /* behind the last copy from a buffer */
+    int buffer;
+    size_t at; /* in the buffer */
 } tpi_cuda_staging;
 
 /* What runs that may fail found, in the order in which they ran. The device writes the ring (faults.cu), the
