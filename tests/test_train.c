@@ -560,7 +560,7 @@ Test(run, patience_ends_it_and_best_is_kept) {
     tp_trainer_info info;
     tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
     options.iters = 60;
-    options.lr = 0.3; /* what the first step learns the next ones lose, by far more than rounding moves */
+    options.lr = 3.0; /* what the first step learns the next ones lose, by far more than rounding moves */
     options.eval_every = 1;
     options.patience = 3;
     must(run(&options, &w, &info));

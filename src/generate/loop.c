@@ -12,6 +12,7 @@
 #include "generate/stream.h"
 #include "taper/ops.h"
 #include "taper/program.h"
+#include "tokenizer/tokenizer.h"
 
 #include "core/alloc.h"
 #include "core/device.h"
@@ -126,7 +127,7 @@ void tp_generator_destroy(tp_generator *g) {
 
 /* ---- the cache ---- */
 
-static int64_t round_up(int64_t least, int64_t n) {
+static int64_t double_until(int64_t least, int64_t n) {
     while (least < n) least *= 2;
     return least;
 }
@@ -155,7 +156,7 @@ static tp_status reserve(tp_generator *g, int64_t position, int64_t wanted) {
     const int64_t old = g->cache ? tp_kv_cache_capacity(g->cache) : LEAST_CAPACITY;
     if (g->cache && wanted <= old) return TP_OK;
     tp_kv_cache *cache;
-    TPI_TRY(tp_kv_cache_create(&cache, g->model, 1, round_up(old, wanted)));
+    TPI_TRY(tp_kv_cache_create(&cache, g->model, 1, double_until(old, wanted)));
     tp_status status = position > 0 ? copy_cache(g, g->cache, cache) : TP_OK;
     if (status != TP_OK) {
         tp_kv_cache_destroy(cache);
@@ -236,7 +237,7 @@ static tp_status run_step(run *r) {
 /* A chunk's rows. The host's products take longer with each row, so few stay few there. */
 static int64_t padded_length(const tp_generator *g, int64_t count) {
     if (count == 1) return 1;
-    return round_up(tpi_is_host(tp_model_device(g->model)) ? 1 : SHORTEST_CHUNK, count);
+    return double_until(tpi_is_host(tp_model_device(g->model)) ? 1 : SHORTEST_CHUNK, count);
 }
 
 /* Tokens of the prompt, padded. */
@@ -413,11 +414,9 @@ tp_status tp_generate(tp_generator *g, const char *prompt, size_t length, const 
         return tpi_fail(TP_EINVAL,
                         "generate: a prompt of text needs a tokenizer, and the generator has none");
     int32_t *ids;
-    size_t count;
-    TPI_TRY(tp_tokenizer_encode(g->tokenizer, prompt, length, true, &ids, &count));
-    /* A prompt that spells out its begin token has it twice now. */
-    const bool twice = count > 1 && ids[0] == ids[1] && tp_tokenizer_is_special(g->tokenizer, ids[0]);
-    tp_status status = tp_generate_ids(g, ids + twice, count - twice, options, callback, user, stats);
+    size_t count, begin;
+    TPI_TRY(tpi_tokenizer_encode_start(g->tokenizer, prompt, length, &ids, &count, &begin));
+    tp_status status = tp_generate_ids(g, ids, count, options, callback, user, stats);
     tp_ids_free(ids);
     return status;
 }

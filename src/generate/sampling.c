@@ -56,12 +56,12 @@ void tpi_sampler_see(tpi_sampler *s, int32_t id) {
 /* ---- the heap: every candidate comes before its two children ---- */
 
 /* Of equally likely tokens the one with the smaller id is first, as argmax has it. */
-static bool before(tpi_candidate a, tpi_candidate b) {
+static bool before(tpi_choice a, tpi_choice b) {
     return a.score > b.score || (a.score == b.score && a.id < b.id);
 }
 
-static void sift_down(tpi_candidate *heap, int64_t n, int64_t at) {
-    const tpi_candidate moving = heap[at];
+static void sift_down(tpi_choice *heap, int64_t n, int64_t at) {
+    const tpi_choice moving = heap[at];
     for (int64_t child; (child = 2 * at + 1) < n; at = child) {
         if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
         if (!before(heap[child], moving)) break;
@@ -70,13 +70,13 @@ static void sift_down(tpi_candidate *heap, int64_t n, int64_t at) {
     heap[at] = moving;
 }
 
-static void make_heap(tpi_candidate *heap, int64_t n) {
+static void make_heap(tpi_choice *heap, int64_t n) {
     for (int64_t i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i);
 }
 
 /* Takes the top off a heap of n; it then lies behind the heap's new end, at n - 1. */
-static tpi_candidate take_top(tpi_candidate *heap, int64_t n) {
-    const tpi_candidate top = heap[0];
+static tpi_choice take_top(tpi_choice *heap, int64_t n) {
+    const tpi_choice top = heap[0];
     heap[0] = heap[n - 1];
     heap[n - 1] = top;
     if (n > 1) sift_down(heap, n - 1, 0);
@@ -100,7 +100,7 @@ static int64_t likeliest(const float *scores, int64_t n) {
 }
 
 /* The probability of a token as a multiple of the likeliest's. */
-static double weight(const tpi_sampler *s, tpi_candidate candidate, float top) {
+static double weight(const tpi_sampler *s, tpi_choice candidate, float top) {
     return exp(((double)candidate.score - (double)top) / s->options.temperature);
 }
 
@@ -121,7 +121,7 @@ static int64_t take_likely(tpi_sampler *s, int64_t limit, int64_t taken, double 
     double sum = 0;
     int64_t n = 0;
     for (; n < limit && (n == 0 || sum < s->options.top_p * total); n++) {
-        tpi_candidate *next = n < taken ? &s->candidates[s->vocab - 1 - n] : &s->candidates[0];
+        tpi_choice *next = n < taken ? &s->candidates[s->vocab - 1 - n] : &s->candidates[0];
         const double w = weight(s, *next, top);
         if (n > 0 && w < s->options.min_p) break;
         if (n >= taken) take_top(s->candidates, s->vocab - n);
@@ -139,7 +139,7 @@ static double sum_weights(const tpi_sampler *s, int64_t n, float top) {
 
 static int32_t draw(tpi_sampler *s, float top) {
     const tp_generate_options *o = &s->options;
-    for (int64_t i = 0; i < s->vocab; i++) s->candidates[i] = (tpi_candidate){s->scores[i], (int32_t)i};
+    for (int64_t i = 0; i < s->vocab; i++) s->candidates[i] = (tpi_choice){s->scores[i], (int32_t)i};
     make_heap(s->candidates, s->vocab);
     const int64_t taken = o->top_k > 0 ? take_top_k(s) : 0;
     int64_t n = taken ? taken : s->vocab;

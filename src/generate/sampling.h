@@ -8,18 +8,18 @@
 #include "core/random.h"
 #include "taper/generate.h"
 
-typedef struct tpi_candidate {
+typedef struct tpi_choice {
     float score;
     int32_t id;
-} tpi_candidate;
+} tpi_choice;
 
 typedef struct tpi_sampler {
     tp_generate_options options;
     tpi_random random;
     int64_t vocab;
-    bool *seen;                /* owned, [vocab] */
-    float *scores;             /* owned, [vocab] */
-    tpi_candidate *candidates; /* owned, [vocab] */
+    bool *seen;             /* owned, [vocab] */
+    float *scores;          /* owned, [vocab] */
+    tpi_choice *candidates; /* owned, [vocab] */
 } tpi_sampler;
 
 /* TP_EINVAL, by name, for an option that is out of range. */

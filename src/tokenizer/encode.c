@@ -79,6 +79,37 @@ tp_status tp_tokenizer_encode(const tp_tokenizer *tokenizer, const char *text, s
     return status;
 }
 
+static bool has_prefix(const tpi_ids *prefix, const int32_t *ids, size_t count) {
+    return count >= prefix->count && memcmp(ids, prefix->data, prefix->count * sizeof *ids) == 0;
+}
+
+tp_status tpi_tokenizer_encode_start(const tp_tokenizer *tokenizer, const char *text, size_t length,
+                                     int32_t **ids, size_t *count, size_t *begin) {
+    const tpi_ids *prefix = &tokenizer->prefix;
+    int32_t *body;
+    size_t body_count;
+    *ids = NULL;
+    *count = 0;
+    *begin = prefix->count;
+    TPI_TRY(tp_tokenizer_encode(tokenizer, text, length, false, &body, &body_count));
+    if (prefix->count == 0 || has_prefix(prefix, body, body_count)) {
+        *ids = body;
+        *count = body_count;
+        return TP_OK;
+    }
+    tpi_ids all = {0};
+    tp_status status = tpi_ids_append(&all, prefix->data, prefix->count);
+    if (status == TP_OK) status = tpi_ids_append(&all, body, body_count);
+    tpi_free(body);
+    if (status == TP_OK) {
+        *ids = all.data;
+        *count = all.count;
+    } else {
+        tpi_free(all.data);
+    }
+    return status;
+}
+
 void tp_ids_free(int32_t *ids) {
     tpi_free(ids);
 }

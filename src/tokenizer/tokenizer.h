@@ -26,6 +26,11 @@ struct tp_tokenizer {
     bool decodes_bytes;     /* the decoder is ByteLevel; without one, tokens are joined with blanks */
 };
 
+/* The tokens of a text that begins a sequence: the template's prefix, once, also where the text spells it out
+ * itself, and what follows; no suffix. The prefix is the first `begin` of them. Owned: tp_ids_free. */
+tp_status tpi_tokenizer_encode_start(const tp_tokenizer *tokenizer, const char *text, size_t length,
+                                     int32_t **ids, size_t *count, size_t *begin);
+
 /* Frees all parts, also of one that is half made. */
 void tpi_tokenizer_destroy(tp_tokenizer *tokenizer);
 

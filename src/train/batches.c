@@ -106,19 +106,21 @@ static void shuffle(uint32_t *values, int64_t n, tpi_random *random) {
     }
 }
 
-/* Sorts `n` rows by length and puts their steps into a random order; a last, shorter step stays the last. */
+/* Sorts the rows of whole steps by length and puts the steps into a random order. A last, shorter step stays
+ * the last, of rows of any length. */
 static void arrange_window(const tpi_order *order, uint32_t *rows, int64_t n, entry *scratch,
                            tpi_random *random) {
     uint32_t steps[WINDOW_STEPS];
-    int64_t whole = n / order->step_rows;
+    const int64_t whole = n / order->step_rows, sorted = whole * order->step_rows;
     for (int64_t i = 0; i < n; i++) scratch[i] = (entry){order->data->rows[rows[i]].length, rows[i]};
-    qsort(scratch, (size_t)n, sizeof *scratch, by_length);
+    qsort(scratch, (size_t)sorted, sizeof *scratch, by_length);
+    qsort(scratch + sorted, (size_t)(n - sorted), sizeof *scratch, by_length);
     for (int64_t s = 0; s < whole; s++) steps[s] = (uint32_t)s;
     shuffle(steps, whole, random);
     for (int64_t s = 0; s < whole; s++)
         for (int64_t i = 0; i < order->step_rows; i++)
             rows[s * order->step_rows + i] = scratch[steps[s] * order->step_rows + i].row;
-    for (int64_t i = whole * order->step_rows; i < n; i++) rows[i] = scratch[i].row;
+    for (int64_t i = sorted; i < n; i++) rows[i] = scratch[i].row;
 }
 
 static tp_status arrange_epoch(tpi_order *order) {

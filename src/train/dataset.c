@@ -9,6 +9,7 @@
 #include "core/hash.h"
 #include "io/file.h"
 #include "io/jsonl.h"
+#include "tokenizer/tokenizer.h"
 
 #include <string.h>
 
@@ -17,8 +18,6 @@ typedef struct reader {
     const tpi_dataset_options *options;
     const char *path;
     size_t line;
-    int32_t *begin; /* tokens that the tokenizer puts before a text */
-    size_t begin_count;
 } reader;
 
 tp_status tpi_dataset_path(const char *data, const char *split, char **path) {
@@ -90,6 +89,13 @@ static tp_status row_fail(const reader *r, const char *problem) {
     return tpi_fail(TP_EFORMAT, "%s: row %zu: %s", r->path, r->line, problem);
 }
 
+/* Rows of at most `most` tokens. The last token of one, which it predicts, is the first input of the next. */
+static tp_status cut(tpi_dataset *data, size_t offset, int64_t length, int64_t most) {
+    for (int64_t at = 0; at + 1 < length; at += most - 1)
+        TPI_TRY(add_row(data, offset + (size_t)at, length - at < most ? length - at : most));
+    return TP_OK;
+}
+
 /* What is appended from `offset` on becomes rows, as the policy has it. */
 static tp_status finish_row(const reader *r, size_t offset) {
     tpi_dataset *data = r->data;
@@ -117,31 +123,32 @@ static tp_status finish_row(const reader *r, size_t offset) {
     if (options->pack) return TP_OK;
     if (length <= most) return add_row(data, offset, length);
     data->split++;
-    for (int64_t at = 0; at < length; at += most)
-        TPI_TRY(add_row(data, offset + (size_t)at, length - at < most ? length - at : most));
-    return TP_OK;
-}
-
-/* Blocks of max_seq inputs over all tokens; the target of a block's last input is the next block's first
- * token. */
-static tp_status cut_blocks(tpi_dataset *data, int64_t max_seq) {
-    for (size_t at = 0; at < data->count; at += (size_t)max_seq) {
-        size_t rest = data->count - at;
-        TPI_TRY(add_row(data, at, rest > (size_t)max_seq ? max_seq + 1 : (int64_t)rest));
-    }
-    return TP_OK;
+    return cut(data, offset, length, most);
 }
 
 /* ---- from JSON ---- */
 
-static tp_status append_text(const reader *r, const char *text, bool trained) {
+/* `first` of its row: with what the tokenizer puts before a text, which is not trained. */
+static tp_status append_text(const reader *r, const char *text, bool first, bool trained) {
+    const tp_tokenizer *tokenizer = r->options->tokenizer;
     int32_t *ids;
-    size_t count;
-    tp_status status = tp_tokenizer_encode(r->options->tokenizer, text, strlen(text), false, &ids, &count);
+    size_t count, begin = 0;
+    tp_status status = first ? tpi_tokenizer_encode_start(tokenizer, text, strlen(text), &ids, &count, &begin)
+                             : tp_tokenizer_encode(tokenizer, text, strlen(text), false, &ids, &count);
     if (status != TP_OK) return tpi_fail_within(status, "%s: row %zu", r->path, r->line);
-    status = append(r->data, ids, count, trained);
+    status = append(r->data, ids, begin, false);
+    if (status == TP_OK) status = append(r->data, ids + begin, count - begin, trained);
     tp_ids_free(ids);
     return status;
+}
+
+/* An end token that the text has itself is not doubled. One of a prompt ends that alone. */
+static tp_status append_end(const reader *r, size_t offset) {
+    tpi_dataset *data = r->data;
+    const size_t last = data->count - 1;
+    const bool ended =
+        data->count > offset && data->tokens[last] == r->options->end_id && data->trained[last];
+    return ended ? TP_OK : append(data, &r->options->end_id, 1, true);
 }
 
 /* *text is NULL where the row has no such key. */
@@ -167,13 +174,10 @@ static tp_status read_row(const reader *r, tpi_json row) {
     if (text ? prompt || completion : !prompt || !completion)
         return row_fail(r, "expected either text, or prompt and completion");
 
-    tpi_dataset *data = r->data;
-    size_t offset = data->count;
-    TPI_TRY(append(data, r->begin, r->begin_count, false));
-    if (prompt) TPI_TRY(append_text(r, prompt, r->options->loss == TP_LOSS_ALL));
-    TPI_TRY(append_text(r, text ? text : completion, true));
-    if (data->count == offset || data->tokens[data->count - 1] != r->options->end_id)
-        TPI_TRY(append(data, &r->options->end_id, 1, true));
+    const size_t offset = r->data->count;
+    if (prompt) TPI_TRY(append_text(r, prompt, true, r->options->loss == TP_LOSS_ALL));
+    TPI_TRY(append_text(r, text ? text : completion, !prompt, true));
+    TPI_TRY(append_end(r, offset));
     return finish_row(r, offset);
 }
 
@@ -191,17 +195,10 @@ static tp_status read_rows(reader *r, const void *bytes, size_t size) {
     }
 }
 
-/* What the tokenizer's template puts before a text, without an end token that it puts behind. */
-static tp_status find_begin(reader *r) {
-    TPI_TRY(tp_tokenizer_encode(r->options->tokenizer, "", 0, true, &r->begin, &r->begin_count));
-    while (r->begin_count && r->begin[r->begin_count - 1] == r->options->end_id) r->begin_count--;
-    return TP_OK;
-}
-
 static tp_status load(reader *r, const tpi_map *map) {
-    TPI_TRY(find_begin(r));
     TPI_TRY(read_rows(r, tpi_map_data(map), tpi_map_size(map)));
-    if (r->options->pack) TPI_TRY(cut_blocks(r->data, r->options->max_seq));
+    if (r->options->pack) /* max_seq inputs a row */
+        TPI_TRY(cut(r->data, 0, (int64_t)r->data->count, r->options->max_seq + 1));
     if (r->data->row_count == 0)
         return tpi_fail(TP_EFORMAT, "%s: no rows are left: all %lld are longer than max_seq %lld", r->path,
                         (long long)r->data->dropped, (long long)r->options->max_seq);
@@ -215,7 +212,6 @@ tp_status tpi_dataset_load(tpi_dataset *out, const char *path, const tpi_dataset
     TPI_TRY(tpi_map_open(path, &map));
     tp_status status = load(&r, map);
     tpi_map_close(map);
-    tp_ids_free(r.begin);
     if (status != TP_OK) tpi_dataset_free(out);
     return status;
 }
