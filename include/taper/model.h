@@ -75,6 +75,8 @@ typedef struct tp_model_info {
     bool trainable;
     uint64_t parameters; /* elements */
     uint64_t bytes;      /* of the weights as they are held */
+    tp_dtype
+        activations; /* of the forward pass, its logits and caches: bf16 where the device multiplies that */
 } tp_model_info;
 
 TP_API void tp_model_get_info(const tp_model *model, tp_model_info *info);
@@ -105,7 +107,8 @@ TP_API const tp_linear *tp_model_linears(const tp_model *model, int *count);
 
 /* ---- key and value cache ---- */
 
-/* Keys and values of up to `capacity` positions of `batch` sequences, f32 zeros, on the model's device.
+/* Keys and values of up to `capacity` positions of `batch` sequences, zeros of the activations' dtype, on the
+ * model's device.
  * Owned. Make capacities few (round them up): a plan is made for each. */
 TP_API tp_status tp_kv_cache_create(tp_kv_cache **out, const tp_model *model, int64_t batch,
                                     int64_t capacity);
@@ -113,7 +116,8 @@ TP_API void tp_kv_cache_destroy(tp_kv_cache *cache); /* NULL does nothing */
 TP_API int64_t tp_kv_cache_capacity(const tp_kv_cache *cache);
 TP_API int64_t tp_kv_cache_batch(const tp_kv_cache *cache);
 
-/* A layer's keys or values, f32 [batch, capacity, kv_heads, head_dim]; NULL for no such layer. Borrowed. */
+/* A layer's keys or values, of the activations' dtype, [batch, capacity, kv_heads, head_dim]; NULL for no
+ * such layer. Borrowed. */
 TP_API tp_tensor *tp_kv_cache_keys(const tp_kv_cache *cache, int64_t layer);
 TP_API tp_tensor *tp_kv_cache_values(const tp_kv_cache *cache, int64_t layer);
 
@@ -144,12 +148,13 @@ typedef struct tp_forward {
 #define TP_FORWARD_INIT                                                                                      \
     { sizeof(tp_forward), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, false }
 
-/* Records the forward pass and returns the logits: f32 [B, T, vocab_size], or [N, vocab_size] with `rows`.
+/* Records the forward pass and returns the logits: of the activations' dtype, [B, T, vocab_size], or
+ * [N, vocab_size] with `rows`.
  * With a cache its assignments are recorded too and happen in the next evaluation of the graph. Errors stick
  * in the graph: TP_EINVAL for an adapter or a cache of another model, TP_ESHAPE, TP_EDTYPE. */
 TP_API tp_lazy *tp_model_forward_lazy(const tp_model *model, const tp_forward *forward);
 
-/* The same without the output head: the last layer's normalised output, f32 [B, T, hidden_size] or
+/* The same without the output head: the last layer's normalised output, [B, T, hidden_size] or
  * [N, hidden_size]. */
 TP_API tp_lazy *tp_model_hidden_lazy(const tp_model *model, const tp_forward *forward);
 

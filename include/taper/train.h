@@ -40,7 +40,7 @@ extern "C" {
 typedef struct tp_trainer tp_trainer;
 
 typedef enum tp_train_method {
-    TP_TRAIN_LORA, /* an adapter; the model's weights stay as they are, in the dtype of their files */
+    TP_TRAIN_LORA, /* an adapter; the model's weights stay as they are, held in base_dtype */
     TP_TRAIN_FULL  /* all weights, in f32; a directory without weights starts from random ones */
 } tp_train_method;
 

@@ -149,27 +149,26 @@ static tp_status copy_file(const saver *s, const char *from, const char *to) {
     return status;
 }
 
-/* Calls `act` with the paths of `name` in the model's directory and in the new one. */
-static tp_status with_paths(const saver *s, const char *directory, const char *name,
-                            tp_status (*act)(const saver *s, const char *from, const char *to)) {
+/* Brings the model's file `name` to a directory. */
+static tp_status transfer(const saver *s, const char *name, const char *directory,
+                          tp_status (*bring)(const saver *s, const char *from, const char *to)) {
     char *from = tpi_path_join(s->model->directory, name), *to = tpi_path_join(directory, name);
-    tp_status status = from && to ? act(s, from, to) : TP_ENOMEM;
+    tp_status status = from && to ? bring(s, from, to) : TP_ENOMEM;
     tpi_free(from);
     tpi_free(to);
     return status;
 }
 
-static tp_status act_weights(const saver *s, const char *from, const char *to) {
-    (void)from;
-    return save_weights(s, to);
-}
-
 /* ---- refusals ---- */
 
-static tp_status refuse_index(const saver *s, const char *from, const char *to) {
-    (void)s, (void)from;
-    if (!tpi_path_exists(to)) return TP_OK;
-    return tpi_fail(TP_EINVAL, "%s: exists; save into a directory that holds no sharded model", to);
+static tp_status refuse_index(const char *directory) {
+    char *path = tpi_path_join(directory, INDEX);
+    if (!path) return TP_ENOMEM;
+    tp_status status = TP_OK;
+    if (tpi_path_exists(path))
+        status = tpi_fail(TP_EINVAL, "%s: exists; save into a directory that holds no sharded model", path);
+    tpi_free(path);
+    return status;
 }
 
 static tp_status refuse_same(const tp_model *model, const char *directory) {
@@ -198,15 +197,34 @@ static tp_status check_options(const tp_model *model, const tp_model_save_option
 
 /* ---- the whole ---- */
 
-/* Weights first and config.json last: a directory with a config.json is whole. */
+static tp_status save_weights_into(const saver *s, const char *directory) {
+    char *path = tpi_path_join(directory, WEIGHTS);
+    tp_status status = path ? save_weights(s, path) : TP_ENOMEM;
+    tpi_free(path);
+    return status;
+}
+
+static tp_status write_files(const saver *s, const char *directory) {
+    TPI_TRY(save_weights_into(s, directory));
+    for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
+        TPI_TRY(transfer(s, COPIED[i], directory, copy_file));
+    return transfer(s, CONFIG, directory, save_config);
+}
+
+/* A directory with a config.json is whole, also if saving ends half-way. */
 static tp_status save_all(const saver *s, const char *directory) {
+    tpi_atomic_dir *dir = NULL;
     TPI_TRY(tpi_dir_create(directory));
     TPI_TRY(refuse_same(s->model, directory));
-    TPI_TRY(with_paths(s, directory, INDEX, refuse_index));
-    TPI_TRY(with_paths(s, directory, WEIGHTS, act_weights));
-    for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
-        TPI_TRY(with_paths(s, directory, COPIED[i], copy_file));
-    return with_paths(s, directory, CONFIG, save_config);
+    TPI_TRY(refuse_index(directory));
+    char *beside = tpi_path_join(directory, "model");
+    tp_status status = beside ? tpi_atomic_dir_open(beside, &dir) : TP_ENOMEM;
+    tpi_free(beside);
+    if (status != TP_OK) return status;
+    status = write_files(s, tpi_atomic_dir_path(dir));
+    if (status == TP_OK) return tpi_atomic_dir_move_files(dir, directory, CONFIG);
+    tpi_atomic_dir_abort(dir);
+    return status;
 }
 
 tp_status tp_model_save(const tp_model *model, const char *directory, const tp_model_save_options *options) {

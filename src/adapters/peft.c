@@ -70,6 +70,7 @@ static tp_status load_config(tp_adapter **out, const tp_model *model, const char
     tpi_peft_config config;
     TPI_TRY(tpi_peft_config_load(path, model, &config));
     tp_status status = tpi_adapter_allocate(out, model, &config.spec);
+    if (status == TP_EINVAL) status = TP_EFORMAT; /* it is the file that asks for it */
     if (status != TP_OK) tpi_fail_within(status, "%s", path);
     tpi_peft_config_free(&config);
     return status;
@@ -110,12 +111,24 @@ static tp_status save_weights(const tp_adapter *adapter, const char *path) {
     return status;
 }
 
-tp_status tp_adapter_save(const tp_adapter *adapter, const char *directory) {
-    TPI_TRY(tpi_dir_create(directory));
+static tp_status write_files(const tp_adapter *adapter, const char *directory) {
     char *config = tpi_path_join(directory, CONFIG), *weights = tpi_path_join(directory, WEIGHTS);
     tp_status status = config && weights ? save_weights(adapter, weights) : TP_ENOMEM;
     if (status == TP_OK) status = tpi_peft_config_write(config, adapter);
     tpi_free(config);
     tpi_free(weights);
+    return status;
+}
+
+/* Where there is a configuration, the weights beside it are its own, also if saving ends half-way. */
+tp_status tp_adapter_save(const tp_adapter *adapter, const char *directory) {
+    tpi_atomic_dir *dir = NULL;
+    char *beside = tpi_path_join(directory, "adapter");
+    tp_status status = beside ? tpi_atomic_dir_open(beside, &dir) : TP_ENOMEM;
+    tpi_free(beside);
+    if (status != TP_OK) return status;
+    status = write_files(adapter, tpi_atomic_dir_path(dir));
+    if (status == TP_OK) return tpi_atomic_dir_move_files(dir, directory, CONFIG);
+    tpi_atomic_dir_abort(dir);
     return status;
 }

@@ -10,8 +10,10 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-#define MAX_RANK  65536
-#define DEFAULT_R 8 /* of PEFT, where a key is absent; the same for lora_alpha */
+#define MAX_RANK 65536
+/* Of PEFT, where a key is absent. */
+#define DEFAULT_R     8
+#define DEFAULT_ALPHA 8
 
 static const char *const READ_OR_HARMLESS[] = {
     /* read below */
@@ -158,7 +160,7 @@ static tp_status read_patterns(tpi_json root, const char *key, const tp_adapter_
 static tp_status read_spec(tpi_json root, const tp_model *model, tpi_adapter_spec *spec) {
     TPI_TRY(tpi_json_get_string_or(root, "base_model_name_or_path", "", &spec->base_model));
     TPI_TRY(tpi_json_get_int_or(root, "r", 1, MAX_RANK, DEFAULT_R, &spec->rank));
-    TPI_TRY(tpi_json_get_number_or(root, "lora_alpha", DEFAULT_R, &spec->alpha));
+    TPI_TRY(tpi_json_get_number_or(root, "lora_alpha", DEFAULT_ALPHA, &spec->alpha));
     TPI_TRY(tpi_json_get_number_or(root, "lora_dropout", 0.0, &spec->dropout));
     TPI_TRY(tpi_json_get_bool_or(root, "use_rslora", false, &spec->rslora));
     TPI_TRY(read_targets(root, "target_modules", &spec->targets, &spec->target_count));

@@ -58,7 +58,7 @@ static tp_status find_needs(const session *s, const tp_model_info *info, needs *
     const tp_linear *linears = tp_model_linears(s->model, &count);
     *out = (needs){.positions = info->max_positions ? info->max_positions : 2048};
     out->cache = 2 * (uint64_t)(info->layers * info->kv_heads * info->head_dim) * (uint64_t)out->positions *
-                 sizeof(float);
+                 tp_dtype_size(info->activations);
     for (int i = 0; i < count; i++)
         if (linears[i].layer >= 0)
             out->lora += SHOWN_RANK * (uint64_t)(linears[i].in_features + linears[i].out_features);

@@ -17,10 +17,21 @@
 #include <unistd.h>
 
 #define BUFFER_BYTES ((size_t)64 << 10)
+#define TEMPORARY    ".tmp-"
 
 char *tpi_temporary_name(const char *path) {
     static atomic_uint counter;
-    return tpi_asprintf("%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&counter, 1));
+    return tpi_asprintf("%s" TEMPORARY "%ld-%u", path, (long)getpid(), atomic_fetch_add(&counter, 1));
+}
+
+/* A name that tpi_temporary_name makes. */
+bool tpi_is_temporary(const char *name) {
+    long pid;
+    unsigned number;
+    int end = 0;
+    const char *at = strstr(name, TEMPORARY);
+    for (const char *next = at; next; next = strstr(next + 1, TEMPORARY)) at = next; /* the last one */
+    return at && sscanf(at, TEMPORARY "%ld-%u%n", &pid, &number, &end) == 2 && !at[end];
 }
 
 tp_status tpi_sync_directory(const char *path) {
@@ -32,7 +43,7 @@ tp_status tpi_sync_directory(const char *path) {
     return status;
 }
 
-static tp_status sync_parent(const char *path) {
+tp_status tpi_sync_parent(const char *path) {
     char *parent = tpi_path_parent(path);
     if (!parent) return TP_ENOMEM;
     tp_status status = tpi_sync_directory(parent);
@@ -131,7 +142,7 @@ static tp_status finish(tpi_atomic_file *file) {
     if (rename(file->temporary, file->path) != 0) return tpi_file_fail("replace", file->path);
     tpi_free(file->temporary);
     file->temporary = NULL;
-    return sync_parent(file->path);
+    return tpi_sync_parent(file->path);
 }
 
 void tpi_atomic_abort(tpi_atomic_file *file) {
@@ -233,7 +244,7 @@ tp_status tpi_atomic_dir_commit(tpi_atomic_dir *dir) {
         status = tpi_fail(TP_EIO, "cannot replace '%s': not a directory", dir->path);
     if (status == TP_OK) status = tpi_sync_directory(dir->temporary);
     if (status == TP_OK) status = exchange(dir);
-    if (status == TP_OK) status = sync_parent(dir->path);
+    if (status == TP_OK) status = tpi_sync_parent(dir->path);
     tpi_atomic_dir_abort(
         dir); /* what has the temporary name now is the old directory, or the failed new one */
     return status;
@@ -245,4 +256,48 @@ void tpi_atomic_dir_abort(tpi_atomic_dir *dir) {
     tpi_free(dir->path);
     tpi_free(dir->temporary);
     tpi_free(dir);
+}
+
+static tp_status move_file(const tpi_atomic_dir *dir, const char *directory, const char *name) {
+    char *from = tpi_path_join(dir->temporary, name), *to = tpi_path_join(directory, name);
+    tp_status status = from && to ? TP_OK : TP_ENOMEM;
+    if (status == TP_OK && rename(from, to) != 0) status = tpi_file_fail("replace", to);
+    tpi_free(from);
+    tpi_free(to);
+    return status;
+}
+
+static tp_status remove_file(const char *directory, const char *name) {
+    char *path = tpi_path_join(directory, name);
+    if (!path) return TP_ENOMEM;
+    tp_status status = unlink(path) == 0 || errno == ENOENT ? TP_OK : tpi_file_fail("remove", path);
+    tpi_free(path);
+    return status;
+}
+
+static tp_status move_files(const tpi_atomic_dir *dir, const char *directory, const char *last, char **names,
+                            size_t count) {
+    bool found = false;
+    TPI_TRY(remove_file(directory, last));
+    TPI_TRY(tpi_sync_directory(directory));
+    for (size_t i = 0; i < count; i++) {
+        const bool is_last = strcmp(names[i], last) == 0;
+        found = found || is_last;
+        if (!is_last) TPI_TRY(move_file(dir, directory, names[i]));
+    }
+    TPI_TRY(tpi_sync_directory(directory));
+    if (found) TPI_TRY(move_file(dir, directory, last));
+    return tpi_sync_directory(directory);
+}
+
+tp_status tpi_atomic_dir_move_files(tpi_atomic_dir *dir, const char *directory, const char *last) {
+    char **names;
+    size_t count;
+    tp_status status = tpi_dir_list(dir->temporary, &names, &count);
+    if (status == TP_OK) {
+        status = move_files(dir, directory, last, names, count);
+        tpi_dir_list_free(names, count);
+    }
+    tpi_atomic_dir_abort(dir);
+    return status;
 }

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,7 +44,8 @@ char *tpi_path_parent(const char *path) {
 /* --- Making --- */
 
 static tp_status make_one(const char *path) {
-    if (mkdir(path, 0777) == 0 || (errno == EEXIST && tpi_path_is_directory(path))) return TP_OK;
+    if (mkdir(path, 0777) == 0) return tpi_sync_parent(path);
+    if (errno == EEXIST && tpi_path_is_directory(path)) return TP_OK;
     return tpi_file_fail("create the directory", path);
 }
 
@@ -126,6 +128,45 @@ tp_status tpi_dir_remove(const char *path) {
     if (!S_ISDIR(info.st_mode)) return tpi_fail(TP_EIO, "cannot remove '%s': not a directory", path);
     removal r = {path, info.st_dev};
     return remove_entry(&r, AT_FDCWD, path, 0);
+}
+
+/* What `name` in the directory is, is removed: a file, or a directory with all that it contains. */
+static tp_status remove_named(const char *directory, const char *name) {
+    char *path = tpi_path_join(directory, name);
+    if (!path) return TP_ENOMEM;
+    tp_status status = TP_OK;
+    if (unlink(path) != 0 && errno != ENOENT)
+        status = tpi_path_is_directory(path) ? tpi_dir_remove(path) : tpi_file_fail("remove", path);
+    tpi_free(path);
+    return status;
+}
+
+tp_status tpi_dir_remove_temporaries(const char *path) {
+    char **names;
+    size_t count;
+    if (!tpi_path_is_directory(path)) return TP_OK;
+    TPI_TRY(tpi_dir_list(path, &names, &count));
+    tp_status status = TP_OK;
+    for (size_t i = 0; i < count && status == TP_OK; i++)
+        if (tpi_is_temporary(names[i])) status = remove_named(path, names[i]);
+    tpi_dir_list_free(names, count);
+    return status;
+}
+
+/* --- Locking --- */
+
+tp_status tpi_dir_lock(const char *path, int *lock) {
+    *lock = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*lock < 0) return tpi_file_fail("open the directory", path);
+    if (flock(*lock, LOCK_EX | LOCK_NB) == 0) return TP_OK;
+    const bool taken = errno == EWOULDBLOCK;
+    close(*lock);
+    *lock = -1;
+    return taken ? tpi_fail(TP_EINVAL, "%s: another process writes into it", path) : TP_OK;
+}
+
+void tpi_dir_unlock(int lock) {
+    if (lock >= 0) close(lock);
 }
 
 /* --- Listing --- */

@@ -155,6 +155,14 @@ tp_status tpi_file_read(const char *path, size_t max_bytes, char **data, size_t 
 
 /* --- Appending --- */
 
+tp_status tpi_file_sync(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return tpi_file_fail("open", path);
+    tp_status status = fsync(fd) != 0 && errno != EINVAL ? tpi_file_fail("sync", path) : TP_OK;
+    close(fd);
+    return status;
+}
+
 tp_status tpi_file_append(const char *path, const void *data, size_t size) {
     int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) return tpi_file_fail("open", path);

@@ -42,6 +42,9 @@ tp_status tpi_file_read(const char *path, size_t max_bytes, char **data, size_t 
 /* Replaces the file atomically. */
 tp_status tpi_file_write(const char *path, const void *data, size_t size);
 
+/* What was appended to the file is on the disk then. */
+tp_status tpi_file_sync(const char *path);
+
 /* Appends to the file, made if need be; when that fails the file is cut back to what it was. */
 tp_status tpi_file_append(const char *path, const void *data, size_t size);
 
@@ -65,6 +68,11 @@ const char *tpi_atomic_dir_path(const tpi_atomic_dir *dir);
 tp_status tpi_atomic_dir_commit(tpi_atomic_dir *dir); /* consumed */
 void tpi_atomic_dir_abort(tpi_atomic_dir *dir);       /* consumed; NULL does nothing */
 
+/* Instead of a commit: moves the files into `directory`, on the same file system, over those that have their
+ * names. The file `last`, if it is one of them, is removed there first and comes last: where it is, the files
+ * beside it are those that it came with. Consumed. */
+tp_status tpi_atomic_dir_move_files(tpi_atomic_dir *dir, const char *directory, const char *last);
+
 /* --- Paths and directories --- */
 bool tpi_path_exists(const char *path);
 bool tpi_path_is_directory(const char *path);
@@ -73,6 +81,15 @@ char *tpi_path_parent(const char *path);                      /* owned; "." for 
 
 /* Makes the directory and its missing parents; one that exists is fine. */
 tp_status tpi_dir_create(const char *path);
+
+/* Locks the directory until it is unlocked or the process ends: TP_EINVAL where another process has it. *lock
+ * is -1 on a file system without locks, and after a failure. */
+tp_status tpi_dir_lock(const char *path, int *lock);
+void tpi_dir_unlock(int lock); /* -1 does nothing */
+
+/* Removes from a directory what killed processes left of that which they were replacing there. For who alone
+ * writes into it: under its lock. A directory that does not exist is fine. */
+tp_status tpi_dir_remove_temporaries(const char *path);
 
 /* Removes a directory with all that it contains; one that does not exist is fine. Never follows a symbolic
  * link, never leaves the file system it starts on, and refuses "/", "." and "..". */

@@ -4,6 +4,7 @@
 
 #include "taper/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* "cannot <doing> '<path>': <reason from errno>": TP_EIO, or TP_ENOMEM if that was the reason. */
@@ -15,7 +16,11 @@ tp_status tpi_write_all(int fd, const char *path, const void *data, size_t size)
 /* fsync of a directory, which makes renames in it durable. */
 tp_status tpi_sync_directory(const char *path);
 
+/* The same of the directory that the path is in. */
+tp_status tpi_sync_parent(const char *path);
+
 /* Owned "<path>.tmp-<pid>-<n>", where n has not been used in this process; NULL when memory is short. */
 char *tpi_temporary_name(const char *path);
+bool tpi_is_temporary(const char *name);
 
 #endif

@@ -262,21 +262,23 @@ tp_status tp_adapter_create(tp_adapter **out, const tp_model *model, const tp_ad
         TPI_TRY(mask_layers(model, o->first_layer, o->end_layer, &layers));
     tpi_target *targets = parse_words(o->targets ? o->targets : all, target_count);
     tpi_target *exclude = parse_words(o->exclude, o->exclude_count);
-    const tpi_adapter_spec spec = {o->base_model,
-                                   o->rank,
-                                   o->alpha,
-                                   o->dropout,
-                                   o->rslora,
-                                   targets,
-                                   exclude,
-                                   target_count,
-                                   o->exclude_count,
-                                   layers,
-                                   o->rank_pattern,
-                                   o->alpha_pattern,
-                                   o->rank_pattern_count,
-                                   o->alpha_pattern_count,
-                                   true};
+    const tpi_adapter_spec spec = {
+        .base_model = o->base_model,
+        .rank = o->rank,
+        .alpha = o->alpha,
+        .dropout = o->dropout,
+        .rslora = o->rslora,
+        .targets = targets,
+        .exclude = exclude,
+        .target_count = target_count,
+        .exclude_count = o->exclude_count,
+        .layers = layers,
+        .rank_pattern = o->rank_pattern,
+        .alpha_pattern = o->alpha_pattern,
+        .rank_pattern_count = o->rank_pattern_count,
+        .alpha_pattern_count = o->alpha_pattern_count,
+        .strict = true,
+    };
     tp_status status = targets && exclude ? create_from(out, model, &spec, o->seed) : TP_ENOMEM;
     tpi_free(layers);
     tpi_free(targets);

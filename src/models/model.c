@@ -203,6 +203,7 @@ void tp_model_get_info(const tp_model *model, tp_model_info *info) {
         .trainable = model->options.trainable,
         .parameters = tp_model_parameter_count(model),
         .bytes = weight_bytes(model),
+        .activations = model->activations,
     };
 }
 

@@ -126,6 +126,33 @@ static tp_status compare_hash(tpi_json root, const char *key, uint64_t hash, con
     return tpi_fail(TP_EINVAL, "%s is of a run with %s: hash %s there, %s here", path, what, stored, text);
 }
 
+/* What no run of these options and data comes to. */
+static tp_status check_state(const tp_trainer *t, const tpi_state *s, const char *path) {
+    const int64_t iters = t->options.iters, steps = tpi_order_steps(&t->order);
+    const struct {
+        const char *name;
+        int64_t value, least, most;
+    } bounds[] = {
+        {"iter", s->iter, 0, iters},
+        {"updates", s->updates, 0, s->iter},
+        {"skipped", s->skipped, 0, s->iter},
+        {"skipped_in_row", s->skipped_in_row, 0, s->skipped},
+        {"epoch", s->epoch, 0, s->iter},
+        {"epoch_step", s->epoch_step, 0, steps},
+        {"tokens", s->tokens, 0, TPI_JSON_MAX_INT},
+        {"report_tokens", s->report_tokens, 0, s->tokens},
+        {"last_validation", s->last_validation, TPI_NEVER, s->iter},
+        {"best_iter", s->best_iter, TPI_NEVER, s->iter},
+        {"bad_validations", s->bad_validations, 0, TPI_JSON_MAX_INT},
+    };
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
+        if (bounds[i].value < bounds[i].least || bounds[i].value > bounds[i].most)
+            return tpi_fail(TP_EFORMAT, "%s/state.json: %s is %lld, expected %lld to %lld", path,
+                            bounds[i].name, (long long)bounds[i].value, (long long)bounds[i].least,
+                            (long long)bounds[i].most);
+    return TP_OK;
+}
+
 static tp_status parse_state(const tp_trainer *t, tpi_json root, const char *path, tpi_state *state) {
     int64_t format;
     tpi_json options, values;
@@ -139,7 +166,7 @@ static tp_status parse_state(const tp_trainer *t, tpi_json root, const char *pat
     TPI_TRY(compare_hash(root, "data", t->train_hash, path, "other training data"));
     TPI_TRY(tpi_json_get_object(root, "state", &values));
     for (size_t i = 0; i < FIELD_COUNT; i++) TPI_TRY(get_field(state, &fields[i], values));
-    return TP_OK;
+    return check_state(t, state, path);
 }
 
 static tp_status read_state(const tp_trainer *t, const char *path, tpi_state *state) {
@@ -261,10 +288,6 @@ static int64_t step_of(const char *name) {
     return *end ? -1 : step;
 }
 
-static bool is_left_over(const char *name) {
-    return strncmp(name, PREFIX, strlen(PREFIX)) == 0 && strstr(name, ".tmp-");
-}
-
 static tp_status remove_entry(const char *directory, const char *name) {
     char *path = tpi_path_join(directory, name);
     if (!path) return TP_ENOMEM;
@@ -285,15 +308,19 @@ static tp_status find_newest(const char *out, char **newest) {
     }
     tp_status status = tpi_dir_list(directory, &names, &count);
     if (status == TP_OK) {
-        for (size_t i = 0; i < count && status == TP_OK; i++) {
-            if (is_left_over(names[i])) status = remove_entry(directory, names[i]);
+        for (size_t i = 0; i < count; i++)
             if (step_of(names[i]) >= 0 && (best == SIZE_MAX || step_of(names[i]) > step_of(names[best])))
                 best = i;
-        }
-        if (status == TP_OK && best != SIZE_MAX && !(*newest = tpi_path_join(directory, names[best])))
-            status = TP_ENOMEM;
+        if (best != SIZE_MAX && !(*newest = tpi_path_join(directory, names[best]))) status = TP_ENOMEM;
         tpi_dir_list_free(names, count);
     }
+    tpi_free(directory);
+    return status;
+}
+
+tp_status tpi_checkpoint_clean(const tp_trainer *t) {
+    char *directory = tpi_path_join(t->options.out, "checkpoints");
+    tp_status status = directory ? tpi_dir_remove_temporaries(directory) : TP_ENOMEM;
     tpi_free(directory);
     return status;
 }
@@ -372,8 +399,8 @@ tp_status tpi_checkpoint_load(tp_trainer *t, const char *path) {
     char *kept = tpi_strdup(path);
     if (!kept) return TP_ENOMEM;
     tp_status status = read_state(t, path, &state);
-    if (status == TP_OK) status = tpi_order_seek(&t->order, state.epoch, state.epoch_step);
     if (status == TP_OK) status = read_tensors(t, path);
+    if (status == TP_OK) status = tpi_order_seek(&t->order, state.epoch, state.epoch_step);
     if (status != TP_OK) {
         tpi_free(kept);
         return status;

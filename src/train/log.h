@@ -27,6 +27,9 @@ typedef struct tpi_log {
 tp_status tpi_log_open(tpi_log *out, const char *directory, int64_t iter);
 void tpi_log_close(tpi_log *log);
 
+/* The records are on the disk. */
+tp_status tpi_log_sync(const tpi_log *log);
+
 /* Appends a record. */
 tp_status tpi_log_write(tpi_log *log, const tp_train_record *record);
 

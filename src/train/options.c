@@ -1,5 +1,6 @@
 /* The table of options. A row is a name, a kind, a place in the struct, a range, and whether the losses
- * depend on it: those must be the same when a run is resumed. */
+ * depend on it: those must be the same when a run is resumed. What the base is held in may change, for a run
+ * may go on on another device. */
 #include "train/options.h"
 
 #include "core/alloc.h"

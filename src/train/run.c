@@ -74,7 +74,9 @@ static tp_status report(tp_trainer *t) {
     return TP_OK;
 }
 
+/* The log first: a run goes on from a checkpoint with the records up to it. */
 static tp_status save(tp_trainer *t) {
+    TPI_TRY(tpi_log_sync(&t->log));
     TPI_TRY(tpi_checkpoint_save(t));
     TPI_TRY(tpi_plot_write(&t->log, t->options.out));
     return emit(t, TP_TRAIN_SAVED, NAN, false);
@@ -143,32 +145,39 @@ static tp_status train_step(tp_trainer *t) {
 
 /* ---- validation ---- */
 
+/* Adds up the losses of these rows, and their trained tokens. */
+static tp_status add_losses(tp_trainer *t, const uint32_t *rows, int64_t count, double *sum,
+                            int64_t *tokens) {
+    tpi_batch batch;
+    double part = 0.0;
+    tp_status status = tpi_batch_make(&batch, &t->valid, rows, count);
+    if (status == TP_OK) status = tpi_step_loss(t->step, &batch, &part);
+    *tokens += batch.tokens;
+    *sum += part;
+    tpi_batch_free(&batch);
+    return status == TP_OK ? TP_OK : tpi_fail_within(status, "validation");
+}
+
 /* Mean loss over the first val_batches batches of the validation rows, in the order of the file; *complete is
  * false if the run was stopped meanwhile. */
 static tp_status validation_loss(tp_trainer *t, double *loss, bool *complete) {
-    int64_t rows = (int64_t)t->valid.row_count, size = t->options.batch_size, tokens = 0;
-    int64_t most = t->options.val_batches ? t->options.val_batches : rows;
+    const int64_t size = tpi_trainer_batch_rows(t, &t->valid), count = (int64_t)t->valid.row_count;
+    const int64_t batches = (count + size - 1) / size, most = t->options.val_batches;
     double sum = 0.0;
+    int64_t tokens = 0;
+    uint32_t *rows = tpi_calloc((size_t)count, sizeof *rows);
     *complete = false;
-    for (int64_t at = 0, batch_number = 0; at < rows && batch_number < most; at += size, batch_number++) {
-        uint32_t *numbers = tpi_calloc((size_t)size, sizeof *numbers);
-        int64_t count = rows - at < size ? rows - at : size;
-        if (!numbers) return TP_ENOMEM;
-        for (int64_t i = 0; i < count; i++) numbers[i] = (uint32_t)(at + i);
-        tpi_batch batch;
-        double part = 0.0;
-        tp_status status = tpi_batch_make(&batch, &t->valid, numbers, count);
-        if (status == TP_OK) status = tpi_step_loss(t->step, &batch, &part);
-        tokens += batch.tokens;
-        sum += part;
-        tpi_batch_free(&batch);
-        tpi_free(numbers);
-        if (status != TP_OK) return tpi_fail_within(status, "validation");
-        if (atomic_load(&t->stop)) return TP_OK;
-    }
+    if (!rows) return TP_ENOMEM;
+    for (int64_t i = 0; i < count; i++) rows[i] = (uint32_t)i;
+    tp_status status = TP_OK;
+    int64_t b = 0, end = most && most < batches ? most : batches;
+    for (; b < end && status == TP_OK && !atomic_load(&t->stop); b++)
+        status =
+            add_losses(t, rows + b * size, count - b * size < size ? count - b * size : size, &sum, &tokens);
+    tpi_free(rows);
+    *complete = status == TP_OK && b == end;
     *loss = sum / (double)tokens;
-    *complete = true;
-    return TP_OK;
+    return status;
 }
 
 static tp_status validate(tp_trainer *t) {
@@ -193,7 +202,7 @@ static tp_status validate(tp_trainer *t) {
 /* ---- the loop ---- */
 
 static bool is_done(const tp_trainer *t) {
-    return t->state.early_stop || t->state.iter == t->options.iters;
+    return t->state.early_stop || t->state.iter >= t->options.iters;
 }
 
 static bool validation_due(const tp_trainer *t) {
@@ -228,13 +237,22 @@ static tp_status loop(tp_trainer *t) {
     }
 }
 
+/* Makes the output directory this run's alone. */
+static tp_status take_directory(tp_trainer *t) {
+    TPI_TRY(tpi_dir_create(t->options.out));
+    TPI_TRY(tpi_dir_lock(t->options.out, &t->lock));
+    if (t->lock < 0) return TP_OK; /* others may be writing */
+    TPI_TRY(tpi_dir_remove_temporaries(t->options.out));
+    return tpi_checkpoint_clean(t);
+}
+
 static tp_status start(tp_trainer *t) {
     char *checkpoint;
     TPI_TRY(tpi_checkpoint_find(t, &checkpoint));
     tp_status status = checkpoint ? tpi_checkpoint_load(t, checkpoint) : TP_OK;
     int64_t kept = checkpoint ? t->state.iter : TPI_NEVER;
     tpi_free(checkpoint);
-    if (status == TP_OK) status = tpi_dir_create(t->options.out);
+    if (status == TP_OK) status = take_directory(t);
     if (status == TP_OK) status = tpi_output_options(t);
     if (status == TP_OK) status = tpi_log_open(&t->log, t->options.out, kept);
     t->pace.start = now();

@@ -70,7 +70,7 @@ tp_status tpi_step_diagnose(tpi_step *step, const tpi_batch *batches, int64_t co
 /* The sum of the token losses of a batch, without dropout; changes nothing. */
 tp_status tpi_step_loss(tpi_step *step, const tpi_batch *batch, double *sum);
 
-/* Bytes that the costliest part of a step over such batches takes beyond the tensors that exist. */
-tp_status tpi_step_memory(tpi_step *step, const tpi_batch *batch, uint64_t *bytes);
+/* Bytes that a part over such a batch takes beyond the tensors that exist. */
+tp_status tpi_step_memory(tpi_step *step, tpi_part which, const tpi_batch *batch, uint64_t *bytes);
 
 #endif

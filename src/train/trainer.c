@@ -82,7 +82,12 @@ static tp_status hash_model(const tp_model *model, uint64_t *out) {
 
 static tp_status load_split(tp_trainer *t, const char *split, int32_t end_id, tpi_dataset *out) {
     const tpi_train_options *o = &t->options;
-    const tpi_dataset_options options = {t->tokenizer, end_id, o->max_seq, o->overlong, o->pack, o->loss};
+    const tpi_dataset_options options = {.tokenizer = t->tokenizer,
+                                         .end_id = end_id,
+                                         .max_seq = o->max_seq,
+                                         .overlong = o->overlong,
+                                         .pack = o->pack,
+                                         .loss = o->loss};
     char *path;
     TPI_TRY(tpi_dataset_path(o->data, split, &path));
     if (!path) return TP_OK;
@@ -177,6 +182,7 @@ tp_status tp_trainer_create(tp_trainer **out, tp_device *device, const tp_train_
     if (!t) return TP_ENOMEM;
     t->device = device;
     t->last_saved = TPI_NEVER;
+    t->lock = -1;
     t->state = (tpi_state){.last_validation = TPI_NEVER,
                            .best_iter = TPI_NEVER,
                            .first_valid = NAN,
@@ -200,6 +206,7 @@ void tp_trainer_destroy(tp_trainer *t) {
     tpi_dataset_free(&t->train);
     tpi_dataset_free(&t->valid);
     tpi_log_close(&t->log);
+    tpi_dir_unlock(t->lock);
     tpi_train_options_free(&t->options);
     tpi_free(t->batches);
     tpi_free(t->last_checkpoint);
@@ -212,17 +219,21 @@ static double gib(uint64_t bytes) {
     return (double)bytes / (double)(1 << 30);
 }
 
-tp_status tp_trainer_plan(tp_trainer *t, uint64_t *bytes) {
-    *bytes = 0;
-    int64_t rows = t->options.batch_size, all = (int64_t)t->train.row_count;
+/* Bytes that the largest batch of the data takes. */
+static tp_status plan_batch(const tp_trainer *t, const tpi_dataset *data, tpi_part part, uint64_t *bytes) {
     tpi_batch batch;
-    TPI_TRY(tpi_batch_make_full(&batch, rows < all ? rows : all, t->train.longest));
-    uint64_t plan = 0;
-    tp_status status = tpi_step_memory(t->step, &batch, &plan);
+    TPI_TRY(tpi_batch_make_full(&batch, tpi_trainer_batch_rows(t, data), data->longest));
+    tp_status status = tpi_step_memory(t->step, part, &batch, bytes);
     tpi_batch_free(&batch);
-    if (status != TP_OK) return status;
-    uint64_t limit = tpi_memory_limit(t->device->memory);
-    *bytes = tpi_memory_get_stats(t->device->memory).now + plan;
+    return status;
+}
+
+tp_status tp_trainer_plan(tp_trainer *t, uint64_t *bytes) {
+    uint64_t step = 0, validation = 0, limit = tpi_memory_limit(t->device->memory);
+    *bytes = 0;
+    TPI_TRY(plan_batch(t, &t->train, t->step->sums ? TPI_PART_LAST : TPI_PART_ONLY, &step));
+    if (t->valid.row_count) TPI_TRY(plan_batch(t, &t->valid, TPI_PART_LOSS, &validation));
+    *bytes = tpi_memory_get_stats(t->device->memory).now + (step > validation ? step : validation);
     if (limit == 0 || *bytes <= limit) return TP_OK;
     return tpi_fail(TP_ELIMIT,
                     "a step needs %.2f GiB, limit %.2f GiB: a smaller batch_size or max_seq, or "

@@ -55,21 +55,31 @@ struct tp_trainer {
     double rate;           /* of the last step */
     int64_t last_saved;    /* TPI_NEVER */
     char *last_checkpoint; /* its directory, owned; NULL: none yet */
+    int lock;              /* of options.out; -1: not taken */
     bool ran;
     atomic_int stop;
 };
+
+/* Rows of a batch: batch_size, or all that there are. */
+static inline int64_t tpi_trainer_batch_rows(const tp_trainer *t, const tpi_dataset *data) {
+    const int64_t rows = (int64_t)data->row_count;
+    return t->options.batch_size < rows ? t->options.batch_size : rows;
+}
 
 /* ---- checkpoint.c ---- */
 
 /* Writes <out>/checkpoints/step-<iter>, makes it the last checkpoint and removes those beyond `keep`. */
 tp_status tpi_checkpoint_save(tp_trainer *trainer);
 
-/* The checkpoint that options.resume means; *path is owned, NULL where there is none to resume. Also removes
- * what killed processes left. TP_EINVAL for a directory without one, and for an output directory that holds
- * some when nothing is to be resumed. */
+/* The checkpoint that options.resume means; *path is owned, NULL where there is none to resume. TP_EINVAL for
+ * an output directory that holds some when nothing is to be resumed. */
 tp_status tpi_checkpoint_find(const tp_trainer *trainer, char **path);
 
-/* Restores state, parameters and moments; all is checked before anything changes. */
+/* Removes checkpoints that killed processes had not finished. Under the lock of <out>. */
+tp_status tpi_checkpoint_clean(const tp_trainer *trainer);
+
+/* Restores state, parameters and moments; all is checked before anything changes. TP_EIO for a directory that
+ * is none, TP_EFORMAT for a damaged one, TP_EINVAL for one of another run. */
 tp_status tpi_checkpoint_load(tp_trainer *trainer, const char *path);
 
 /* ---- output.c ---- */
