@@ -516,6 +516,47 @@ Test(autograd, a_quick_value_is_made_again) {
     tp_tensor_release(found), tp_tensor_release(expected);
 }
 
+/* d(sum of dx + da)/db of a layer of `lora`, whose backward pass has scaled products. */
+static tp_tensor *second_order(tp_lazy *(*lora)(tp_lazy *x, tp_lazy *a, tp_lazy *b)) {
+    tp_lazy *x = uniform_leaf(2, (int64_t[]){5, 6}, 1), *a = uniform_leaf(2, (int64_t[]){6, 2}, 2);
+    tp_lazy *b = uniform_leaf(2, (int64_t[]){2, 4}, 3), *y = lora(x, a, b), *wrt[] = {x, a}, *first[2],
+            *second;
+    tp_tensor *out;
+    cr_assert_eq(tp_graph_grad(g, sum_all(tp_lazy_mul(y, y)), wrt, 2, first), TP_OK);
+    cr_assert_eq(tp_graph_grad(g, tp_lazy_add(sum_all(first[0]), sum_all(first[1])), &b, 1, &second), TP_OK);
+    cr_assert_eq(tp_lazy_eval(second, &out), TP_OK);
+    tp_graph_reset(g);
+    return out;
+}
+
+static tp_lazy *fused_lora(tp_lazy *x, tp_lazy *a, tp_lazy *b) {
+    return tp_lazy_lora_fused(x, a, b, 3.0);
+}
+static tp_lazy *composed_lora(tp_lazy *x, tp_lazy *a, tp_lazy *b) {
+    return tp_lazy_mul_scalar(tp_lazy_matmul(tp_lazy_matmul(x, a), b), 3.0);
+}
+
+Test(autograd, gradients_of_an_adapters_gradients) {
+    tp_tensor *found = second_order(fused_lora), *expected = second_order(composed_lora);
+    const float *a = tp_tensor_data(found), *b = tp_tensor_data(expected);
+    for (int i = 0; i < 8; i++)
+        cr_expect_lt(fabsf(a[i] - b[i]), 1e-4f * (1 + fabsf(b[i])), "%g, composed %g", a[i], b[i]);
+    tp_tensor_release(found), tp_tensor_release(expected);
+}
+
+/* A gradient is a value of its own, also where it is what an assignment gave. */
+Test(autograd, a_gradient_is_no_state) {
+    tp_tensor *state = uniform(1, (int64_t[]){2}, -1, 1, 1), *gradient;
+    const float *before = tp_tensor_data(state), values[2] = {before[0], before[1]};
+    tp_lazy *w = uniform_leaf(1, (int64_t[]){2}, 2), *s = tp_lazy_from_tensor(g, state), *dw;
+    tp_lazy *held = tp_lazy_assign(s, tp_lazy_mul_scalar(s, 1.0));
+    cr_assert_eq(tp_graph_grad(g, sum_all(tp_lazy_mul(w, held)), &w, 1, &dw), TP_OK);
+    cr_assert_eq(tp_lazy_eval(dw, &gradient), TP_OK);
+    cr_assert_neq(gradient, state);
+    cr_expect_eq(memcmp(tp_tensor_data(gradient), values, sizeof values), 0);
+    tp_tensor_release(state), tp_tensor_release(gradient);
+}
+
 /* ---- faults ---- */
 
 /* Records and differentiates two segments in a graph of its own. */

@@ -16,6 +16,7 @@ typedef struct fake {
     tp_status failed[RUNS]; /* of run m */
     char why[256];
     int runs, prepared, released;
+    int others; /* runs of other threads that follow each */
     int n_ops;
     uint16_t ops[64]; /* of the last run's steps */
     int clashes;      /* products that write what one right before them reads */
@@ -97,10 +98,10 @@ static int clashes_of(const tpi_bound *bound) {
 }
 
 /* Behind a step that failed nothing runs, and so nothing writes state. */
-static tp_status fake_run(void *state, const tpi_bound *bound) {
+static tp_status fake_run(void *state, const tpi_bound *bound, uint64_t *end) {
     fake *device = state;
     tpi_launch launch = {NULL, bound->slots, bound->threads, NULL};
-    const uint64_t mark = ++device->marks;
+    const uint64_t mark = *end = ++device->marks;
     if (bound->prepared && !bound->prepared->data) {
         *bound->prepared = (tpi_prepared){&device->released, release_prepared};
         device->prepared++;
@@ -117,6 +118,7 @@ static tp_status fake_run(void *state, const tpi_bound *bound) {
             snprintf(device->why, sizeof device->why, "%s", tp_error_message());
         }
     }
+    device->marks += (uint64_t)device->others;
     return TP_OK;
 }
 
@@ -252,7 +254,7 @@ static tp_status gather_into(tp_tensor *state, int32_t id, tp_tensor **rows) {
     return status;
 }
 
-Test(devices, a_late_failure_is_found_by_who_reads) {
+static void fail_and_go_on(void) {
     const float before[] = {1, 2};
     float values[4];
     tp_tensor *state = on_gpu(1, SHAPE(2), before), *lost, *good;
@@ -267,6 +269,11 @@ Test(devices, a_late_failure_is_found_by_who_reads) {
     must(tp_tensor_read(state, TP_F32, after, sizeof after));
     for (int i = 0; i < 2; i++) cr_expect_float_eq(after[i], before[i] + values[i] + values[2 + i], 1e-6f);
     tp_tensor_release(state), tp_tensor_release(lost), tp_tensor_release(good);
+}
+
+/* ... also where another thread queues something behind it. */
+Test(devices, a_late_failure_is_found_by_who_reads) {
+    for (f->others = 0; f->others < 2; f->others++) fail_and_go_on();
 }
 
 /* Three steps of AdamW on x·w. */

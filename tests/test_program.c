@@ -143,12 +143,14 @@ Test(program, state_of_several_programs) {
     must_fail(tp_lazy_eval(before[0], NULL), TP_ESTALE, "assigned after it was recorded");
     must_fail(tp_lazy_eval(before[1], NULL), TP_ESTALE, "assigned after it was recorded");
     must(tp_lazy_eval(before[2], NULL)); /* p does not assign it */
-    tp_lazy *between[2] = {tp_lazy_neg(tp_lazy_from_tensor(g, s[1])),
-                           tp_lazy_neg(tp_lazy_from_tensor(g, s[2]))};
+    tp_lazy *between[3] = {tp_lazy_neg(tp_lazy_from_tensor(g, s[1])),
+                           tp_lazy_neg(tp_lazy_from_tensor(g, s[2])),
+                           tp_lazy_neg(tp_lazy_from_tensor(g, s[0]))};
     tp_program_destroy(p); /* what it put together stays so */
     must(tp_program_run(q, NULL));
     must_fail(tp_lazy_eval(between[0], NULL), TP_ESTALE, "assigned after it was recorded");
     must_fail(tp_lazy_eval(between[1], NULL), TP_ESTALE, "assigned after it was recorded");
+    must(tp_lazy_eval(between[2], NULL)); /* nor does q this one, though p assigned it with another */
     check_value(s[0], 2), check_value(s[1], 3), check_value(s[2], 2);
     tp_graph_reset(g);
     tp_program_destroy(q);

@@ -65,8 +65,8 @@ static struct {
     tpi_bound bound; /* its pointers are the plan's and the graph's: valid until the graph evaluates again */
 } replay;
 
-static tp_status run_bound(void *device, const tpi_bound *bound) {
-    if (replay.real->run) return replay.real->run(device, bound);
+static tp_status run_bound(void *device, const tpi_bound *bound, uint64_t *mark) {
+    if (replay.real->run) return replay.real->run(device, bound, mark);
     for (uint32_t i = 0; i < bound->n_steps; i++) { /* the CPU */
         const tpi_launch launch = {&bound->steps[i], bound->slots, bound->threads, device};
         tp_status status = launch.step->kernel->run(&launch);
@@ -75,10 +75,10 @@ static tp_status run_bound(void *device, const tpi_bound *bound) {
     return TP_OK;
 }
 
-static tp_status run_and_remember(void *device, const tpi_bound *bound) {
+static tp_status run_and_remember(void *device, const tpi_bound *bound, uint64_t *mark) {
     replay.device = device;
     replay.bound = *bound;
-    return run_bound(device, bound);
+    return run_bound(device, bound, mark);
 }
 
 static void remember_runs(tp_device *device) {
@@ -106,7 +106,8 @@ static void *hold_arena(const tp_graph *graph) {
 
 static double replay_seconds(tp_device *device, int times) {
     const double start = clock_seconds();
-    for (int i = 0; i < times; i++) must(run_bound(replay.device, &replay.bound));
+    uint64_t mark;
+    for (int i = 0; i < times; i++) must(run_bound(replay.device, &replay.bound, &mark));
     must(tp_device_synchronize(device));
     return (clock_seconds() - start) / times;
 }

@@ -30,7 +30,8 @@ typedef struct tp_device tp_device;
 
 typedef enum tp_log_level { TP_LOG_DEBUG, TP_LOG_INFO, TP_LOG_WARN } tp_log_level;
 
-/* Receives one line of text without a newline. It may be called from several threads at once. */
+/* Receives one line of text without a newline. It may be called from several threads at once, with locks
+ * held: it calls nothing of taper. */
 typedef void (*tp_log_fn)(void *user, tp_log_level level, const char *line);
 
 typedef struct tp_context_options {

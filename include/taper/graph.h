@@ -109,7 +109,7 @@ TP_API tp_status tp_event_on_done(tp_event *event, void (*callback)(void *user, 
 TP_API void tp_event_release(tp_event *event); /* NULL does nothing */
 
 /* Bytes that evaluating these nodes takes at its peak beyond the tensors that exist now. Plans, and caches
- * the plan, but runs nothing. */
+ * the plan, but runs nothing: TP_EUNSUPPORTED for a recording that copies between devices. */
 TP_API tp_status tp_graph_memory(tp_graph *graph, tp_lazy *const *outputs, int n, uint64_t *bytes);
 
 /* ---- gradients ---- */

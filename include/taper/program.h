@@ -40,8 +40,7 @@ TP_API void tp_program_destroy(tp_program *program); /* NULL does nothing */
 
 /* Evaluates with what the leaves hold now. results[i], if `results` is not NULL, is an owned row-major
  * tensor, a new one each time, for a leaf the leaf's own. All or nothing, and fails, as tp_graph_eval. As
- * with an assignment, what was recorded before with a leaf that the run assigns is stale; tensors that came
- * to be assigned by one program count as one there. */
+ * with an assignment, what was recorded before with a leaf that the run assigns is stale. */
 TP_API tp_status tp_program_run(tp_program *program, tp_tensor **results);
 
 /* The same on the context's queue, as tp_graph_eval_async. */

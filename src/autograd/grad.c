@@ -127,14 +127,17 @@ static tp_status walk(tpi_reverse *reverse, tp_lazy *const *wrt, int n) {
     return TP_OK;
 }
 
+static bool is_state(const tp_lazy *x) {
+    return x->record.op == TPI_LEAF || x->record.op == TPI_ASSIGN;
+}
+
 static tp_status collect(const tpi_reverse *reverse, tp_lazy *const *wrt, int n, tp_lazy **grads) {
     for (int i = 0; i < n; i++) {
         tp_lazy *gradient = wrt[i]->id <= reverse->loss->id ? reverse->gradient[wrt[i]->id] : NULL;
-        if (gradient &&
-            gradient->record.op == TPI_LEAF) /* a value of its own, whatever is assigned to the leaf */
-            gradient = tp_lazy_mul_scalar(gradient, 1.0);
-        else if (!gradient)
+        if (!gradient)
             gradient = filled_like(wrt[i], 0.0);
+        else if (is_state(gradient)) /* a value of its own, whatever is assigned later */
+            gradient = tp_lazy_mul_scalar(gradient, 1.0);
         if (!(grads[i] = gradient)) return sticky(reverse->graph);
     }
     return TP_OK;

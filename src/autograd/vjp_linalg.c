@@ -23,16 +23,18 @@ static tp_lazy *weight_gradient(tp_lazy *x, tp_lazy *dy, const tp_lazy *weight) 
 }
 
 void tpi_vjp_matmul(tpi_vjp *call) {
-    const tp_lazy *b = tpi_vjp_like(call, 1);
+    const tpi_attr_matmul *attr = tpi_vjp_attr(call);
+    const double s = attr ? attr->scale : 1.0;
+    const tp_lazy *a = tpi_vjp_like(call, 0), *b = tpi_vjp_like(call, 1);
     if (call->wanted[0])
-        call->dx[0] =
-            tpi_unbroadcast(tp_lazy_matmul(call->dy, transposed(tpi_vjp_in(call, 1))), tpi_vjp_like(call, 0));
+        call->dx[0] = tpi_unbroadcast(
+            tpi_lazy_product(call->dy, transposed(tpi_vjp_in(call, 1)), tp_lazy_dtype(a), s), a);
     if (!call->wanted[1]) return;
-    tp_lazy *a = tpi_vjp_in(call, 0);
-    if (b->record.rank == 2)
-        call->dx[1] = weight_gradient(a, call->dy, b);
-    else
-        call->dx[1] = tpi_unbroadcast(tp_lazy_matmul_as(transposed(a), call->dy, tp_lazy_dtype(b)), b);
+    tp_lazy *x = tpi_vjp_in(call, 0);
+    const bool flatten = b->record.rank == 2;
+    tp_lazy *product = tpi_lazy_product(transposed(flatten ? flat(x) : x),
+                                        flatten ? flat(call->dy) : call->dy, tp_lazy_dtype(b), s);
+    call->dx[1] = flatten ? product : tpi_unbroadcast(product, b);
 }
 
 static bool wants(const tpi_vjp *call, int k) {

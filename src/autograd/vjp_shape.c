@@ -13,7 +13,7 @@ void tpi_vjp_reshape(tpi_vjp *call) {
 static tp_lazy *transposed_product(tp_lazy *product) {
     const tp_lazy *a = tpi_node_input(product, 0), *b = tpi_node_input(product, 1);
     if (a->record.rank != 2 || b->record.rank != 2) return NULL;
-    const tpi_attr_matmul *attr = product->record.n_attr ? tpi_node_attr(product) : NULL;
+    const tpi_attr_matmul *attr = tpi_node_attr(product);
     return tpi_lazy_product(tp_lazy_transpose(tpi_node_input(product, 1), 0, 1),
                             tp_lazy_transpose(tpi_node_input(product, 0), 0, 1), tp_lazy_dtype(product),
                             attr ? attr->scale : 1.0);

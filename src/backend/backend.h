@@ -111,9 +111,10 @@ typedef struct tpi_backend {
     const tpi_kernel *(*kernels)(tpi_op op);
     /* What the device is, for people: "x86-64 avx512". */
     void (*describe)(char *text, size_t bytes);
-    /* Queues all steps on a device that works in its own order and returns; what goes wrong there is reported
-     * by the device's `wait`. NULL: steps are called one by one, and have ended when they return. */
-    tp_status (*run)(void *device, const tpi_bound *bound);
+    /* Queues all steps on a device that works in its own order and returns; *mark is where they end in that
+     * order, and what goes wrong there is reported by the device's `wait` for it. NULL: steps are called one
+     * by one, and have ended when they return. */
+    tp_status (*run)(void *device, const tpi_bound *bound, uint64_t *mark);
     /* Whether a kernel of `op` leaves its outputs alone once a step before it in the run has failed on the
      * device, so that it may write state. NULL: a failure ends a run at once, and all may. */
     bool (*guards)(tpi_op op);

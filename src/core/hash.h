@@ -4,14 +4,22 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 static inline uint64_t tpi_hash_mix(uint64_t hash, uint64_t word) {
     unsigned __int128 product = (unsigned __int128)(hash ^ word ^ 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-static inline uint64_t tpi_hash_words(uint64_t hash, const uint64_t *words, size_t n) {
-    for (size_t i = 0; i < n; i++) hash = tpi_hash_mix(hash, words[i]);
+/* Word `i` of memory of any type. */
+static inline uint64_t tpi_word(const void *memory, size_t i) {
+    uint64_t word;
+    memcpy(&word, (const char *)memory + i * sizeof word, sizeof word);
+    return word;
+}
+
+static inline uint64_t tpi_hash_words(uint64_t hash, const void *memory, size_t n) {
+    for (size_t i = 0; i < n; i++) hash = tpi_hash_mix(hash, tpi_word(memory, i));
     return hash;
 }
 

@@ -159,14 +159,18 @@ tpi_storage *tpi_storage_retain(tpi_storage *storage) {
     return storage;
 }
 
-static void release_group(tpi_state_group *group) {
-    if (group && atomic_fetch_sub_explicit(&group->references, 1, memory_order_acq_rel) == 1) tpi_free(group);
+static void leave_group(tpi_state_group *group) {
+    if (group && atomic_fetch_sub_explicit(&group->members, 1, memory_order_acq_rel) == 1) tpi_free(group);
 }
 
 tp_status tpi_storage_join(tpi_storage *storage, tpi_state_group **group) {
-    if (!*group && !(*group = tpi_calloc(1, sizeof **group))) return TP_ENOMEM;
-    atomic_fetch_add_explicit(&(*group)->references, 1, memory_order_relaxed);
-    storage->group = *group;
+    tpi_state_group *none = NULL;
+    const bool made = !*group;
+    if (made && !(*group = tpi_calloc(1, sizeof **group))) return TP_ENOMEM;
+    atomic_fetch_add_explicit(&(*group)->members, 1, memory_order_relaxed);
+    if (atomic_compare_exchange_strong(&storage->group, &none, *group)) return TP_OK;
+    leave_group(*group); /* another program was first */
+    if (made) *group = NULL;
     return TP_OK;
 }
 
@@ -174,7 +178,7 @@ void tpi_storage_release(tpi_storage *storage) {
     if (!storage || atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
     tp_event_release(atomic_load(&storage->busy));
     tp_event_release(atomic_load(&storage->lost));
-    release_group(storage->group);
+    leave_group(atomic_load_explicit(&storage->group, memory_order_relaxed));
     if (!storage->foreign)
         tpi_memory_give(storage->device->memory, storage->data, storage->bytes);
     else if (storage->release)

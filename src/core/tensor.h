@@ -14,10 +14,11 @@
 
 typedef struct tpi_storage tpi_storage;
 
-/* What storages have in common that the same program assigns: its runs. So a step of training with a thousand
- * states touches none of them, whose cache lines are gone by then. */
+/* States that one program assigns, all of them in each run: their versions and marks move together. So a step
+ * of training with a thousand states touches none of them, whose cache lines are gone by then. A group never
+ * gets a new member, so a program that assigns as many of its states as there are assigns them all. */
 typedef struct tpi_state_group {
-    atomic_int references;
+    atomic_int members;
     uint64_t version, mark; /* as a storage's */
 } tpi_state_group;
 
@@ -42,12 +43,12 @@ struct tpi_storage {
     void (*release)(void *user); /* memory of the caller: called at the end; NULL: from device->memory */
     void *user;
     bool foreign, has_first;
-    uint64_t version;         /* see tpi_storage_version */
-    uint64_t mark;            /* see tpi_storage_mark */
-    tpi_state_group *group;   /* the first that it was put into; owned; NULL: no program assigns it */
-    atomic_bool unchecked;    /* on a device: the evaluation that makes it may still fail */
-    _Atomic(tp_event *) busy; /* the last queued evaluation that reads or writes it; owned */
-    _Atomic(tp_event *) lost; /* the queued evaluation that should have made it and failed; owned */
+    uint64_t version;                 /* see tpi_storage_version */
+    uint64_t mark;                    /* see tpi_storage_mark */
+    _Atomic(tpi_state_group *) group; /* that it is a member of, for good; NULL: no program assigns it */
+    atomic_bool unchecked;            /* on a device: the evaluation that makes it may still fail */
+    _Atomic(tp_event *) busy;         /* the last queued evaluation that reads or writes it; owned */
+    _Atomic(tp_event *) lost;         /* the queued evaluation that should have made it and failed; owned */
     tp_tensor first;
 };
 
@@ -58,15 +59,17 @@ void tpi_storage_release(tpi_storage *storage); /* NULL does nothing */
 
 /* Counts the assignments: a leaf recorded before one is stale. */
 static inline uint64_t tpi_storage_version(const tpi_storage *s) {
-    return s->version + (s->group ? s->group->version : 0);
+    const tpi_state_group *group = atomic_load_explicit(&s->group, memory_order_acquire);
+    return s->version + (group ? group->version : 0);
 }
 
 /* Where in the device's order its contents are made. */
 static inline uint64_t tpi_storage_mark(const tpi_storage *s) {
-    return s->group && s->group->mark > s->mark ? s->group->mark : s->mark;
+    const tpi_state_group *group = atomic_load_explicit(&s->group, memory_order_acquire);
+    return group && group->mark > s->mark ? group->mark : s->mark;
 }
 
-/* Puts a storage that has no group into *group, which is made if it is NULL. */
+/* Makes a storage without a group a member of the new one *group, which is made at the first. */
 tp_status tpi_storage_join(tpi_storage *storage, tpi_state_group **group);
 
 /* A tensor on a storage; consumes one reference of it, also on failure. stride NULL: row-major. */

@@ -90,10 +90,13 @@ static tp_status add_parts(tp_graph *graph, tp_lazy *const **outputs, int *n) {
     tp_status status = TP_OK;
     int total = *n;
     set_asked(*outputs, *n, true);
-    for (int i = 0; i < *n; i++)
-        for (tp_lazy *part = (*outputs)[i]->parts; part && !(*outputs)[i]->value; part = part->parts)
+    for (int i = 0; i < *n; i++) {
+        const tp_lazy *producer = (*outputs)[i];
+        if (producer->value || producer->record.op == TPI_PART) continue;
+        for (tp_lazy *part = producer->parts; part; part = part->parts)
             if (status == TP_OK && !part->value && !part->asked)
                 status = push_output(graph, *outputs, *n, &total, part);
+    }
     if (total > *n) *outputs = graph->outputs;
     *n = total;
     set_asked(*outputs, total, false);
@@ -106,6 +109,8 @@ static tp_status cross(tp_graph *graph, const tpi_order *order) {
     size_t i = order->count - 1;
     while (order->nodes[i]->record.op != TPI_TO_DEVICE) i--;
     tp_lazy *node = order->nodes[i], *source = tpi_node_input(node, 0);
+    while (source->record.op == TPI_ASSIGN)
+        source = tpi_node_input(source, 1); /* its value is what is assigned */
     const size_t assigned = graph->assigned_count;
     tp_tensor *value = NULL, *copy = NULL;
     graph->assigned_count = 0;
@@ -129,18 +134,29 @@ typedef struct request {
     tpi_evaluation evaluation;
 } request;
 
-/* What comes from other devices is there before the plan is looked for. */
-static tp_status find_plan(request *r, tp_lazy *const *outputs, int n, tpi_plan **plan) {
+/* *plan is NULL where something has to be brought from another device first. */
+static tp_status look_for_plan(request *r, tp_lazy *const *outputs, int n, tpi_plan **plan) {
     TPI_TRY(check_request(r->graph, outputs, n));
     r->n_wanted = (uint32_t)n;
+    TPI_TRY(add_parts(r->graph, &outputs, &n));
+    return plan_of(r->graph, outputs, n, &r->order, plan);
+}
+
+static tp_status find_plan(request *r, tp_lazy *const *outputs, int n, tpi_plan **plan) {
     for (;;) {
-        tp_lazy *const *all = outputs;
-        int count = n;
-        TPI_TRY(add_parts(r->graph, &all, &count));
-        TPI_TRY(plan_of(r->graph, all, count, &r->order, plan));
+        TPI_TRY(look_for_plan(r, outputs, n, plan));
         if (*plan) return TP_OK;
         TPI_TRY(cross(r->graph, &r->order));
     }
+}
+
+/* The plan alone: nothing runs. */
+static tp_status only_plan(request *r, tp_lazy *const *outputs, int n, tpi_plan **plan) {
+    TPI_TRY(look_for_plan(r, outputs, n, plan));
+    return *plan
+               ? TP_OK
+               : tpi_fail(TP_EUNSUPPORTED, "the recording copies between devices, so its plan is known only "
+                                           "when what comes first has been evaluated");
 }
 
 static tp_status lay_out(request *r, tpi_plan *plan) {
@@ -215,7 +231,7 @@ tp_status tp_lazy_eval_async(tp_lazy *x, tp_tensor **out, tp_event **event) {
 tp_status tp_graph_memory(tp_graph *graph, tp_lazy *const *outputs, int n, uint64_t *bytes) {
     request r = {.graph = graph};
     tpi_plan *plan;
-    TPI_TRY(find_plan(&r, outputs, n, &plan));
+    TPI_TRY(only_plan(&r, outputs, n, &plan));
     *bytes = plan->arena_bytes + plan->buffer_bytes;
     return TP_OK;
 }
@@ -241,7 +257,7 @@ tp_status tp_graph_explain(tp_graph *graph, tp_lazy *const *outputs, int n, char
     tpi_plan *plan;
     text t = {0};
     *out = NULL;
-    tp_status status = find_plan(&r, outputs, n, &plan);
+    tp_status status = only_plan(&r, outputs, n, &plan);
     if (status == TP_OK) {
         tpi_plan_describe(plan, add_line, &t);
         status = t.status;

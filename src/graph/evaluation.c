@@ -2,11 +2,12 @@
 #include "graph/evaluation.h"
 #include "core/alloc.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-/* Slots, leaves' and buffers' addresses, leaves, groups, buffers, results. */
+/* Slots, leaves' and buffers' addresses, leaves, groups, states, buffers, results. */
 size_t tpi_evaluation_pointers(const tpi_plan *plan) {
-    return (size_t)plan->n_slots + 2 * ((size_t)plan->n_leaves + plan->n_buffers) + plan->n_assigned +
+    return (size_t)plan->n_slots + 2 * ((size_t)plan->n_leaves + plan->n_buffers + plan->n_assigned) +
            plan->n_results;
 }
 
@@ -20,8 +21,9 @@ void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, voi
     e->run = (tpi_run){.context = ctx, .plan = plan, .bases = bases, .slots = pointers};
     e->leaves = (tp_tensor **)(bases + plan->n_leaves + plan->n_buffers);
     e->groups = (tpi_state_group **)(e->leaves + plan->n_leaves);
-    e->n_groups = 0;
-    e->fresh = (tpi_storage **)(e->groups + plan->n_assigned);
+    e->states = (tpi_storage **)(e->groups + plan->n_assigned);
+    e->n_groups = e->n_states = 0;
+    e->fresh = e->states + plan->n_assigned;
     e->results = (tp_tensor **)(e->fresh + plan->n_buffers);
     e->settled = false;
     clear_results(e);
@@ -45,21 +47,42 @@ static tpi_storage *state_of(const tpi_evaluation *e, uint32_t assignment) {
     return e->leaves[e->run.plan->assigned[assignment]]->storage;
 }
 
-static void add_group(tpi_evaluation *e, tpi_state_group *group) {
-    uint32_t i = e->n_groups;
-    while (i > 0 && e->groups[i - 1] != group) i--;
-    if (i == 0) e->groups[e->n_groups++] = group;
+static int by_group(const void *left, const void *right) {
+    const tpi_storage *a = *(tpi_storage *const *)left, *b = *(tpi_storage *const *)right;
+    const uintptr_t x = (uintptr_t)atomic_load(&a->group), y = (uintptr_t)atomic_load(&b->group);
+    if (x != y) return x < y ? -1 : 1;
+    return (uintptr_t)a < (uintptr_t)b ? -1 : (uintptr_t)a > (uintptr_t)b;
 }
 
-/* A state stays in the group that it is put into first, so that all programs that assign it find it there. */
-static tp_status take_groups(tpi_evaluation *e) {
-    tpi_state_group *fresh = NULL;
-    for (uint32_t i = 0; i < e->run.plan->n_assigned; i++) {
-        tpi_storage *state = state_of(e, i);
-        if (!state->group) TPI_TRY(tpi_storage_join(state, &fresh));
-        add_group(e, state->group);
+/* The states from `begin` on that have a group in common, sorted: the group if they are all its members, else
+ * each of them. Returns their end. */
+static uint32_t take_group(tpi_evaluation *e, tpi_storage *const *sorted, uint32_t begin, uint32_t n) {
+    tpi_state_group *group = atomic_load(&sorted[begin]->group);
+    const uint32_t first = e->n_states;
+    uint32_t end = begin;
+    for (; end < n && atomic_load(&sorted[end]->group) == group; end++)
+        if (end == begin || sorted[end] != sorted[end - 1]) e->states[e->n_states++] = sorted[end];
+    if (e->n_states - first == (uint32_t)atomic_load(&group->members)) {
+        e->n_states = first;
+        e->groups[e->n_groups++] = group;
     }
-    return TP_OK;
+    return end;
+}
+
+static tp_status take_groups(tpi_evaluation *e) {
+    const uint32_t n = e->run.plan->n_assigned;
+    tpi_state_group *fresh = NULL;
+    if (n == 0) return TP_OK;
+    tpi_storage **sorted = tpi_calloc(n, sizeof *sorted);
+    tp_status status = sorted ? TP_OK : TP_ENOMEM;
+    for (uint32_t i = 0; i < n && status == TP_OK; i++) {
+        sorted[i] = state_of(e, i);
+        if (!atomic_load(&sorted[i]->group)) status = tpi_storage_join(sorted[i], &fresh);
+    }
+    if (status == TP_OK) qsort(sorted, n, sizeof *sorted, by_group);
+    for (uint32_t i = 0; i < n && status == TP_OK;) i = take_group(e, sorted, i, n);
+    tpi_free(sorted);
+    return status;
 }
 
 /* A storage is lost by the evaluation that makes it, or never. */
@@ -142,13 +165,19 @@ void tpi_evaluation_discard(tpi_evaluation *e) {
 static void set_marks(const tpi_evaluation *e) {
     const tpi_plan *plan = e->run.plan;
     if (tpi_is_host(plan->device)) return;
-    const uint64_t mark = plan->device->calls->mark(plan->device->state);
+    const uint64_t mark = e->run.mark;
     for (uint32_t b = 0; b < plan->n_buffers; b++) {
         e->fresh[b]->mark = mark;
         atomic_store_explicit(&e->fresh[b]->unchecked, plan->can_fail, memory_order_relaxed);
     }
     for (uint32_t i = 0; !e->settled && i < plan->n_assigned; i++) state_of(e, i)->mark = mark;
+    for (uint32_t i = 0; i < e->n_states; i++) e->states[i]->mark = mark;
     for (uint32_t i = 0; i < e->n_groups; i++) e->groups[i]->mark = mark;
+}
+
+void tpi_evaluation_advance(const tpi_evaluation *e) {
+    for (uint32_t i = 0; i < e->n_states; i++) e->states[i]->version++;
+    for (uint32_t i = 0; i < e->n_groups; i++) e->groups[i]->version++;
 }
 
 static tp_status run(tpi_evaluation *e) {
@@ -196,9 +225,10 @@ static tp_status enqueue(tpi_evaluation *e, tp_event **event) {
     tp_device *device = e->run.plan->device;
     TPI_TRY(make_job(e, &job));
     tp_status status = tpi_event_create(&job->event);
+    if (status == TP_OK) status = tpi_queue_start(e->run.context->queue);
     if (status == TP_OK && !tpi_is_host(device)) {
         status = run(e);
-        job->mark = device->calls->mark(device->state);
+        job->mark = e->run.mark;
     }
     if (status != TP_OK) {
         discard_job(job);
@@ -206,15 +236,12 @@ static tp_status enqueue(tpi_evaluation *e, tp_event **event) {
     }
     tp_event *done = tpi_event_retain(job->event);
     for (size_t i = 0; i < job->n_storages; i++) tpi_storage_set_busy(job->storages[i], done);
-    if ((status = tpi_queue_push(e->run.context->queue, job)) != TP_OK) {
-        tpi_event_finish(done, status);
-        discard_job(job);
-    }
-    if (status == TP_OK && event)
+    tpi_queue_push(e->run.context->queue, job);
+    if (event)
         *event = done;
     else
         tp_event_release(done);
-    return status;
+    return TP_OK;
 }
 
 tp_status tpi_evaluation_perform(tpi_evaluation *e, bool queued, tp_event **event) {

@@ -9,13 +9,15 @@
 #include "graph/run.h"
 
 typedef struct tpi_evaluation {
-    tpi_run run;              /* the plan is borrowed */
-    tp_tensor **leaves;       /* one for each leaf of the plan; borrowed */
-    tpi_storage **fresh;      /* one for each result buffer; owned */
-    tp_tensor **results;      /* one for each output; owned */
-    bool settled;             /* see tpi_evaluation_settle */
-    tpi_state_group **groups; /* if it is, those of the leaves that are assigned, each once; borrowed */
-    uint32_t n_groups;
+    tpi_run run;         /* the plan is borrowed */
+    tp_tensor **leaves;  /* one for each leaf of the plan; borrowed */
+    tpi_storage **fresh; /* one for each result buffer; owned */
+    tp_tensor **results; /* one for each output; owned */
+    bool settled;        /* see tpi_evaluation_settle */
+    /* If it is, what is assigned, each once, borrowed: whole groups, and states of others. */
+    tpi_state_group **groups;
+    tpi_storage **states;
+    uint32_t n_groups, n_states;
 } tpi_evaluation;
 
 /* How many pointers an evaluation of the plan is laid out in. */
@@ -32,6 +34,9 @@ tp_status tpi_evaluation_settle(tpi_evaluation *e);
  * `event` may be NULL and is owned. Where this fails, with TP_ELIMIT for one, nothing has changed. On a
  * device with its own order a run is queued in any case. */
 tp_status tpi_evaluation_perform(tpi_evaluation *e, bool queued, tp_event **event);
+
+/* To be called after a run of one that is settled: what it assigns has another version now. */
+void tpi_evaluation_advance(const tpi_evaluation *e);
 
 /* Releases the results that nobody took; the evaluation can be performed again. */
 void tpi_evaluation_discard(tpi_evaluation *e);

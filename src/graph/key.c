@@ -108,14 +108,10 @@ tp_status tpi_linearise(tp_graph *graph, tp_lazy *const *outputs, int n, tpi_ord
     return TP_OK;
 }
 
-/* A node's words in the key: gap, head, record. */
-static const uint64_t *record_words(const tp_lazy *node) {
-    return (const uint64_t *)(const void *)&node->record;
-}
-
-static bool same_words(const uint64_t *a, const uint64_t *b, size_t n) { /* few: no call to memcmp */
+/* A node's words in the key are the gap, then its record. */
+static bool is_record(const uint64_t *words, const tp_lazy *node, size_t n) { /* few: no call to memcmp */
     for (size_t i = 0; i < n; i++)
-        if (a[i] != b[i]) return false;
+        if (words[i] != tpi_word(&node->record, i)) return false;
     return true;
 }
 
@@ -132,7 +128,7 @@ static bool compare(const tp_graph *graph, const tpi_order *order, const tpi_pla
         const tp_lazy *node = order->nodes[i];
         size_t words = node->record_words + 1u;
         if ((size_t)(end - key) < words + 1 || key[0] != previous - node->id ||
-            !same_words(key + 1, record_words(node), words)) {
+            !is_record(key + 1, node, words)) {
             *first = node;
             return false;
         }
@@ -165,7 +161,7 @@ tp_status tpi_key_store(const tp_graph *graph, const tpi_order *order, tpi_plan 
     for (size_t i = 0; i < order->count; i++) {
         const tp_lazy *node = order->nodes[i];
         *key++ = previous - node->id;
-        memcpy(key, record_words(node), (node->record_words + 1u) * 8);
+        memcpy(key, &node->record, (node->record_words + 1u) * 8);
         key += node->record_words + 1u;
         previous = node->id;
     }

@@ -115,7 +115,7 @@ static tp_status lower_view(lowering *low, const tp_lazy *node, uint32_t *out) {
 
 /* A leaf of the same storage as an earlier one: what is written through one is seen through the other. */
 static tp_status mark_shared(lowering *low, const tp_lazy *node, uint32_t value) {
-    const tpi_attr_leaf *leaf = node->record.n_attr ? tpi_node_attr(node) : NULL;
+    const tpi_attr_leaf *leaf = tpi_node_attr(node);
     if (!leaf || !leaf->alias) return TP_OK;
     low->ir->values[value].shared = true;
     int64_t first = (int64_t)node->id - leaf->alias - low->base;
@@ -147,7 +147,7 @@ static tp_status lower_operation(lowering *low, const tp_lazy *node, uint32_t *o
     tpi_ir *ir = low->ir;
     uint32_t in[TPI_MAX_IN], inst;
     for (int k = 0; k < node->record.n_in; k++) in[k] = input_value(low, node, k);
-    const void *attr = node->record.n_attr ? tpi_node_attr(node) : NULL;
+    const void *attr = tpi_node_attr(node);
     if (attr) { /* plans outlive recordings */
         void *copy = tpi_arena_take(ir->lasting, node->record.n_attr * 8u);
         if (!copy) return TP_ENOMEM;

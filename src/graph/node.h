@@ -56,7 +56,9 @@ static inline const int64_t *tpi_node_shape(const tp_lazy *node) {
 static inline const uint32_t *tpi_node_distances(const tp_lazy *node) {
     return (const uint32_t *)(node->record.words + node->record.rank);
 }
+/* NULL without attributes. */
 static inline const void *tpi_node_attr(const tp_lazy *node) {
+    if (!node->record.n_attr) return NULL;
     return node->record.words + node->record.rank + (node->record.n_in + 1u) / 2u;
 }
 tp_lazy *tpi_node_input(const tp_lazy *node, int k); /* k < n_in */

@@ -58,7 +58,7 @@ static tpi_result result_of(const tpi_ir *ir, uint32_t v) {
 static tpi_result assigned_result(const tpi_ir *ir, const tp_graph *graph, const tp_lazy *node) {
     for (size_t i = 0; i < ir->n_assignments; i++)
         if (graph->assigned[i] == node->id) return result_of(ir, ir->assignments[i].leaf);
-    return (tpi_result){0};
+    return (tpi_result){0}; /* not reached: an assignment is an output where it is pending */
 }
 
 static tp_status emit_ends(const tpi_ir *ir, const tp_graph *graph, const tpi_order *order, tpi_plan *plan) {

@@ -45,7 +45,7 @@ static tp_status run(tp_program *program, tp_tensor **results, bool queued, tp_e
     tpi_evaluation *e = &program->evaluation;
     for (int i = 0; results && i < program->n_outputs; i++) results[i] = NULL;
     tp_status status = tpi_evaluation_perform(e, queued, event);
-    for (uint32_t i = 0; status == TP_OK && i < e->n_groups; i++) e->groups[i]->version++;
+    if (status == TP_OK) tpi_evaluation_advance(e);
     for (int i = 0; status == TP_OK && results && i < program->n_outputs; i++)
         results[i] = tp_tensor_retain(e->results[i]);
     tpi_evaluation_discard(e);

@@ -8,7 +8,7 @@ struct tpi_queue {
     pthread_t thread;
     bool started, stopping;
     tpi_job *first, *last;
-    atomic_size_t waiting; /* queued or running */
+    atomic_ullong queued, ended; /* jobs */
 };
 
 tp_status tpi_queue_create(tpi_queue **out) {
@@ -52,32 +52,37 @@ static void *work(void *arg) {
     for (tpi_job *job; (job = next_job(queue));) {
         finish(job, run(job));
         pthread_mutex_lock(&queue->lock);
-        atomic_fetch_sub(&queue->waiting, 1);
+        atomic_fetch_add(&queue->ended, 1);
         pthread_cond_broadcast(&queue->changed);
         pthread_mutex_unlock(&queue->lock);
     }
     return NULL;
 }
 
-tp_status tpi_queue_push(tpi_queue *queue, tpi_job *job) {
+tp_status tpi_queue_start(tpi_queue *queue) {
     pthread_mutex_lock(&queue->lock);
     if (!queue->started) queue->started = pthread_create(&queue->thread, NULL, work, queue) == 0;
-    bool taken = queue->started;
-    if (taken) {
-        job->next = NULL;
-        *(queue->last ? &queue->last->next : &queue->first) = job;
-        queue->last = job;
-        atomic_fetch_add(&queue->waiting, 1);
-        pthread_cond_broadcast(&queue->changed);
-    }
+    const bool started = queue->started;
     pthread_mutex_unlock(&queue->lock);
-    return taken ? TP_OK : tpi_fail(TP_ENOMEM, "queue: the system gives no thread");
+    return started ? TP_OK : tpi_fail(TP_ENOMEM, "queue: the system gives no thread");
+}
+
+void tpi_queue_push(tpi_queue *queue, tpi_job *job) {
+    pthread_mutex_lock(&queue->lock);
+    job->next = NULL;
+    *(queue->last ? &queue->last->next : &queue->first) = job;
+    queue->last = job;
+    atomic_fetch_add(&queue->queued, 1);
+    pthread_cond_broadcast(&queue->changed);
+    pthread_mutex_unlock(&queue->lock);
 }
 
 void tpi_queue_drain(tpi_queue *queue) {
-    if (atomic_load_explicit(&queue->waiting, memory_order_acquire) == 0) return;
+    const unsigned long long last = atomic_load_explicit(&queue->queued, memory_order_acquire);
+    if (atomic_load_explicit(&queue->ended, memory_order_acquire) >= last) return;
     pthread_mutex_lock(&queue->lock);
-    while (atomic_load(&queue->waiting)) pthread_cond_wait(&queue->changed, &queue->lock);
+    const bool inside = pthread_equal(queue->thread, pthread_self());
+    while (!inside && atomic_load(&queue->ended) < last) pthread_cond_wait(&queue->changed, &queue->lock);
     pthread_mutex_unlock(&queue->lock);
 }
 

@@ -153,11 +153,16 @@ static tp_lazy *fail_operation(tp_graph *graph, tpi_op op, tp_status status) {
 tp_lazy *tpi_record_anew(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
                          const void *attr, size_t attr_bytes) {
     const tpi_op_desc *desc = &tpi_ops[op];
-    for (int k = 0; k < n_in; k++)
-        if (!inputs[k]) return NULL;
     if (!graph || graph->status != TP_OK) return NULL;
+    for (int k = 0; k < n_in; k++)
+        if (!inputs[k])
+            return tpi_graph_fail(graph, TP_EINVAL, "%s (call %zu): operand %d is NULL", desc->name,
+                                  graph->tape.count, k);
     if (!device && n_in > 0) device = inputs[0]->device;
     if (!device) return tpi_graph_fail(graph, TP_EINVAL, "%s: device is NULL", desc->name);
+    if (device->context != graph->context)
+        return tpi_graph_fail(graph, TP_EGRAPH, "%s (call %zu): the device belongs to another context",
+                              desc->name, graph->tape.count);
     tpi_infer call;
     call.op = op, call.n_in = n_in, call.attr = attr_bytes ? attr : NULL;
     tp_status status = check_operands(graph, desc, inputs, n_in);
@@ -173,7 +178,7 @@ tp_lazy *tpi_record_anew(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy 
 
 tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
                        const void *attr, size_t attr_bytes) {
-    if (!graph && n_in > 0 && inputs[0]) graph = inputs[0]->graph;
+    for (int k = 0; k < n_in && !graph; k++) graph = inputs[k] ? inputs[k]->graph : NULL;
     tp_lazy *node = graph ? tpi_repeat(graph, device, op, NULL, inputs, n_in, attr, attr_bytes) : NULL;
     return node ? node : tpi_record_anew(graph, device, op, inputs, n_in, attr, attr_bytes);
 }
@@ -322,9 +327,13 @@ tp_lazy *tp_lazy_from_slice(tp_graph *graph, tp_device *device, tp_dtype dtype, 
 }
 
 tp_lazy *tp_lazy_assign(tp_lazy *state, tp_lazy *value) {
-    if (!state || !value) return NULL;
+    if (!state) return value ? tpi_graph_fail(value->graph, TP_EINVAL, "assign: state is NULL") : NULL;
     tp_graph *graph = state->graph;
     if (graph->status == TP_OK) {
+        if (state->generation != graph->generation)
+            return tpi_graph_fail(graph, TP_EGRAPH,
+                                  "assign (call %zu): state was recorded before the graph was reset",
+                                  graph->tape.count);
         if (state->record.op != TPI_LEAF || !state->value->contiguous || state->value->storage->foreign)
             return tpi_graph_fail(
                 graph, TP_EINVAL,

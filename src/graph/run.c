@@ -29,7 +29,7 @@ static tpi_launch new_launch(const tpi_run *run) {
 }
 
 /* Steps `first` ... first + n - 1 on a device that queues them. */
-static tp_status queue_steps(const tpi_run *run, uint32_t first, uint32_t n, tpi_prepared *prepared) {
+static tp_status queue_steps(tpi_run *run, uint32_t first, uint32_t n, tpi_prepared *prepared) {
     const tpi_plan *plan = run->plan;
     const tpi_bound bound = {.steps = plan->steps + first,
                              .n_steps = n,
@@ -41,7 +41,7 @@ static tp_status queue_steps(const tpi_run *run, uint32_t first, uint32_t n, tpi
                              .arena_bytes = plan->arena_bytes,
                              .threads = run->context->threads,
                              .prepared = prepared};
-    return plan->device->backend->run(plan->device->state, &bound);
+    return plan->device->backend->run(plan->device->state, &bound, &run->mark);
 }
 
 static tp_status run_steps(const tpi_run *run) {
@@ -56,14 +56,14 @@ static tp_status run_steps(const tpi_run *run) {
 }
 
 /* One step, which has ended when this returns, on any device. */
-static tp_status run_to_end(const tpi_run *run, const tpi_launch *launch) {
+static tp_status run_to_end(tpi_run *run, const tpi_launch *launch) {
     tp_device *device = run->plan->device;
     if (!device->backend->run) return launch->step->kernel->run(launch);
     TPI_TRY(queue_steps(run, (uint32_t)(launch->step - run->plan->steps), 1, NULL));
-    return device->calls->wait(device->state, device->calls->mark(device->state));
+    return device->calls->wait(device->state, run->mark);
 }
 
-static tp_status run_timed(const tpi_run *run, const tpi_launch *launch, uint32_t i) {
+static tp_status run_timed(tpi_run *run, const tpi_launch *launch, uint32_t i) {
     struct timespec t0, t1;
     clock_gettime(CLOCK_MONOTONIC, &t0);
     TPI_TRY(run_to_end(run, launch));
@@ -77,7 +77,7 @@ static tp_status run_timed(const tpi_run *run, const tpi_launch *launch, uint32_
     return TP_OK;
 }
 
-static tp_status run_steps_timed(const tpi_run *run) {
+static tp_status run_steps_timed(tpi_run *run) {
     tpi_launch launch = new_launch(run);
     for (uint32_t i = 0; i < run->plan->n_steps; i++) {
         launch.step = &run->plan->steps[i];
@@ -88,7 +88,7 @@ static tp_status run_steps_timed(const tpi_run *run) {
 
 /* ---- looking for what is not finite ---- */
 
-static tp_status run_steps_checked(const tpi_run *run) {
+static tp_status run_steps_checked(tpi_run *run) {
     tpi_launch launch = new_launch(run);
     const bool timed = tpi_verbose(run->context, TPI_TOPIC_KERNEL);
     for (uint32_t i = 0; i < run->plan->n_steps; i++) {
@@ -104,7 +104,7 @@ static tp_status run_steps_checked(const tpi_run *run) {
 typedef enum direction { COUNT_ONLY, TO_COPY, FROM_COPY } direction;
 
 /* Copies the state that steps write over, which is what their outputs on leaves are, to `copy` on the host or
- * back. *bytes is its size. */
+ * back. *total is its size. */
 static tp_status copy_state(const tpi_run *run, char *copy, direction way, size_t *total) {
     tp_device *device = run->plan->device;
     const uint64_t mark = tpi_is_host(device) ? 0 : device->calls->mark(device->state);
@@ -135,7 +135,7 @@ static void put_back(const tpi_run *run, char *copy) {
 }
 
 /* A check may fail behind the first step that wrote state: then the state is put back. */
-static tp_status run_checked(const tpi_run *run) {
+static tp_status run_checked(tpi_run *run) {
     tpi_memory *memory = run->context->memory;
     size_t bytes;
     void *copy = NULL;
@@ -147,7 +147,7 @@ static tp_status run_checked(const tpi_run *run) {
     return status;
 }
 
-static tp_status run_bound(const tpi_run *run) {
+static tp_status run_bound(tpi_run *run) {
     tp_context *ctx = run->context;
     if (ctx->null_kernels) return TP_OK;
     if (atomic_load_explicit(&ctx->detect_nonfinite, memory_order_relaxed)) return run_checked(run);
@@ -162,6 +162,7 @@ tp_status tpi_run_now(tpi_run *run) {
     void *arena = NULL;
     if (plan->arena_bytes) TPI_TRY(tpi_memory_take(memory, plan->arena_bytes, &arena));
     bind(run, arena);
+    run->mark = 0;
     tp_status status = run_bound(run);
     if (plan->arena_bytes) tpi_memory_give(memory, arena, plan->arena_bytes);
     return status;

@@ -13,6 +13,7 @@ typedef struct tpi_run {
     void **slots;
     void *arena;      /* of the last run */
     uint64_t binding; /* of the slots to the bases and the arena, another each time; 0: not bound */
+    uint64_t mark;    /* where the last run ends in the order of a device that has one */
 } tpi_run;
 
 /* Takes the arena, binds the slots where they are not bound to it, runs the steps, gives the arena back. On a
@@ -36,11 +37,13 @@ typedef struct tpi_job {
 tp_status tpi_queue_create(tpi_queue **out);
 void tpi_queue_destroy(tpi_queue *queue); /* runs what is queued first */
 
-/* Takes over the job, one block from tpi_malloc; starts the thread at the first. On failure it is not taken.
- */
-tp_status tpi_queue_push(tpi_queue *queue, tpi_job *job);
+/* To be called before a push: starts the thread, at the first time. */
+tp_status tpi_queue_start(tpi_queue *queue);
 
-/* Returns when everything queued before has ended. */
+/* Takes over the job, one block from tpi_malloc. */
+void tpi_queue_push(tpi_queue *queue, tpi_job *job);
+
+/* Returns when everything queued before has ended; at once in a callback, which is behind its own job. */
 void tpi_queue_drain(tpi_queue *queue);
 
 #endif

@@ -73,8 +73,8 @@ static tp_status run_on_gpu(case_run *run) {
                              .can_fail = true,
                              .slots = pointers,
                              .threads = threads};
-    tp_status status = gpu->backend->run(gpu->state, &bound);
-    const uint64_t mark = gpu->calls->mark(gpu->state);
+    uint64_t mark = 0;
+    tp_status status = gpu->backend->run(gpu->state, &bound, &mark);
     if (status == TP_OK) status = gpu->calls->wait(gpu->state, mark);
     for (int k = 0; k <= CASE_OPERANDS; k++) {
         const case_block *b = &run->blocks[k];

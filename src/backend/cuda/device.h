@@ -73,7 +73,7 @@ tp_status tpi_cuda_begin_run(tpi_cuda_device *device);
 /* ---- replay.c ---- */
 
 /* As tpi_backend.run: replays what was captured, or launches the steps one by one. */
-tp_status tpi_cuda_run(void *state, const tpi_bound *bound);
+tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark);
 
 /* ---- registry.c ---- */
 

@@ -133,7 +133,7 @@ static tp_status run_steps(tpi_cuda_device *device, const tpi_bound *bound) {
     return launch_steps(device, bound);
 }
 
-tp_status tpi_cuda_run(void *state, const tpi_bound *bound) {
+tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
     tpi_cuda_device *device = state;
     pthread_mutex_lock(&device->lock);
     tp_status status =
@@ -141,6 +141,7 @@ tp_status tpi_cuda_run(void *state, const tpi_bound *bound) {
     if (status == TP_OK) status = tpi_cuda_begin_run(device);
     if (status == TP_OK) status = run_steps(device, bound);
     if (status == TP_OK) status = tpi_cuda_end_run(device, bound->can_fail);
+    *mark = device->marks;
     pthread_mutex_unlock(&device->lock);
     return status;
 }
