@@ -134,10 +134,13 @@ static tp_status cut_blocks(tpi_dataset *data, int64_t max_seq) {
 
 /* ---- from JSON ---- */
 
-static tp_status append_text(const reader *r, const char *text, bool trained) {
+/* A text that goes on behind the tokens from `start` on. */
+static tp_status append_text(const reader *r, size_t start, const char *text, bool trained) {
     int32_t *ids;
-    size_t count;
-    tp_status status = tp_tokenizer_encode(r->options->tokenizer, text, strlen(text), false, &ids, &count);
+    size_t count, before = r->data->count - start;
+    tp_status status =
+        tp_tokenizer_encode_behind(r->options->tokenizer, before ? r->data->tokens + start : NULL, before,
+                                   text, strlen(text), &ids, &count);
     if (status != TP_OK) return tpi_fail_within(status, "%s: row %zu", r->path, r->line);
     status = append(r->data, ids, count, trained);
     tp_ids_free(ids);
@@ -170,8 +173,9 @@ static tp_status read_row(const reader *r, tpi_json row) {
     tpi_dataset *data = r->data;
     size_t offset = data->count;
     TPI_TRY(append(data, r->begin, r->begin_count, false));
-    if (prompt) TPI_TRY(append_text(r, prompt, r->options->loss == TP_LOSS_ALL));
-    TPI_TRY(append_text(r, text ? text : completion, true));
+    size_t start = data->count;
+    if (prompt) TPI_TRY(append_text(r, start, prompt, r->options->loss == TP_LOSS_ALL));
+    TPI_TRY(append_text(r, start, text ? text : completion, true));
     if (data->count == offset || data->tokens[data->count - 1] != r->options->end_id)
         TPI_TRY(append(data, &r->options->end_id, 1, true));
     return finish_row(r, offset);
