@@ -77,6 +77,22 @@ Test(dataset, trains_completion_and_end_but_not_the_prompt) {
     tpi_dataset_free(&data);
 }
 
+/* In SentencePiece's style a text begins with a mark; a completion is the middle of one. */
+Test(dataset, a_completion_goes_on_where_the_prompt_ends) {
+    tpi_dataset data;
+    int32_t *whole;
+    size_t count;
+    tp_tokenizer_release(tokenizer);
+    must(tp_tokenizer_load(TAPER_TEST_DATA "/golden/tokenizer/pieces-first", &tokenizer));
+    tpi_dataset_options options = plain_options();
+    must(load_text(&data, "{\"prompt\": \"lamp,\", \"completion\": \"was lit\"}\n", &options));
+    must(tp_tokenizer_encode(tokenizer, "lamp,was lit", 12, true, &whole, &count));
+    cr_assert_eq((size_t)data.rows->length, count + 1);
+    for (size_t i = 0; i < count; i++) cr_expect_eq(data.tokens[i], whole[i], "token %zu", i);
+    tp_ids_free(whole);
+    tpi_dataset_free(&data);
+}
+
 Test(dataset, loss_all_trains_the_prompt) {
     tpi_dataset data;
     tpi_dataset_options options = plain_options();

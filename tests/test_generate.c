@@ -223,6 +223,30 @@ Test(stream, never_shows_a_part_of_a_stop_text) {
     tp_tokenizer_release(tokenizer);
 }
 
+/* In SentencePiece's style the beginning of a text loses a blank; what continues a prompt is no beginning. */
+Test(stream, keeps_the_blank_behind_a_prompt) {
+    tp_tokenizer *tokenizer;
+    OK(tp_tokenizer_load(TAPER_TEST_DATA "/golden/tokenizer/pieces-legacy", &tokenizer));
+    for (int prompted = 0; prompted < 2; prompted++) {
+        tp_generate_options o = TP_GENERATE_OPTIONS_INIT;
+        tpi_stream stream;
+        int32_t *prompt, *ids;
+        size_t prompt_count, count, length;
+        const char *piece;
+        OK(tp_tokenizer_encode(tokenizer, "The lamp", prompted ? 8 : 0, true, &prompt, &prompt_count));
+        OK(tp_tokenizer_encode(tokenizer, "was", 3, false, &ids, &count));
+        OK(tpi_stream_init(&stream, tokenizer, &o));
+        OK(tpi_stream_continue(&stream, prompt, prompt_count));
+        OK(tpi_stream_push(&stream, ids[0], &piece, &length));
+        cr_assert_gt(length, 0);
+        cr_expect_eq(piece[0] == ' ', prompted);
+        tpi_stream_clear(&stream);
+        tp_ids_free(prompt);
+        tp_ids_free(ids);
+    }
+    tp_tokenizer_release(tokenizer);
+}
+
 Test(stream, refuses_stop_texts_that_cannot_be_met) {
     static const char *const bad[] = {"", "\xa9", "a\xff"};
     tp_tokenizer *tokenizer = load_tokenizer();

@@ -200,7 +200,7 @@ Test(tokenizer, hostile_files) {
          "model.continuing_subword_prefix"},
         {"{\"normalizer\":{\"type\":\"StripAccents\"}," SMALL "}", TP_EUNSUPPORTED, "normalizer"},
         {"{\"normalizer\":{}," SMALL "}", TP_EFORMAT, "type"},
-        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\"}," SMALL "}", TP_EUNSUPPORTED, "Metaspace"},
+        {"{\"pre_tokenizer\":{\"type\":\"Whitespace\"}," SMALL "}", TP_EUNSUPPORTED, "Whitespace"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":\"Isolated\"}"
          "," SMALL "}",
          TP_EFORMAT, "pre_tokenizer.pattern"},
@@ -217,7 +217,7 @@ Test(tokenizer, hostile_files) {
          "\"Digits\"}]}"
          "," SMALL "}",
          TP_EUNSUPPORTED, "behind ByteLevel"},
-        {"{\"decoder\":{\"type\":\"Metaspace\"}," SMALL "}", TP_EUNSUPPORTED, "decoder"},
+        {"{\"decoder\":{\"type\":\"WordPiece\"}," SMALL "}", TP_EUNSUPPORTED, "decoder"},
         {"{\"added_tokens\":[{\"id\":9}]," SMALL "}", TP_EFORMAT, "added_tokens[0]"},
         {"{\"added_tokens\":[{\"id\":9,\"content\":\"\"}]," SMALL "}", TP_EFORMAT, "added_tokens[0]"},
         {"{\"added_tokens\":[{\"id\":1,\"content\":\"x\"}]," SMALL "}", TP_EFORMAT,

@@ -1,7 +1,8 @@
 /* Tokenizers: text to token ids and back, read from a Hugging Face tokenizer.json.
  *
- * The byte-level BPE kind is read (GPT-2, Qwen, Llama 3, SmolLM ...), with ids equal to those of the Hugging
- * Face `tokenizers` library. What changes the ids and is not supported is an error that names the key.
+ * BPE is read, of bytes (GPT-2, Qwen, Llama 3, SmolLM ...) and in SentencePiece's style, of characters with
+ * bytes to fall back on (Llama 1 and 2, TinyLlama, Mistral ...). Ids and texts equal those of the Hugging
+ * Face `tokenizers` library; what changes them and is not supported is an error that names the key.
  * `truncation` and `padding` in the file are ignored: they are policy of the caller, not of the vocabulary.
  * An added token keeps the id that the file gives it. Limits: ids up to 2^22, added tokens of 1024 bytes.
  *
@@ -71,9 +72,17 @@ TP_API bool tp_tokenizer_is_special(const tp_tokenizer *tokenizer, int32_t id);
 TP_API tp_status tp_tokenizer_encode(const tp_tokenizer *tokenizer, const char *text, size_t length,
                                      bool add_special, int32_t **ids, size_t *count);
 
-/* Ids to text, in valid UTF-8: each maximal invalid byte sequence gives U+FFFD. An id that names no token
- * gives nothing (models pad their vocabulary); `skip_special` leaves special tokens out. *text is owned by
- * the caller (tp_text_free), and NUL-terminated; *length, which may be NULL, gets its bytes. */
+/* The same for a text that goes on behind tokens of one, and without the template. What a tokenizer puts
+ * before a text, as SentencePiece's style does with a blank, is put where it would be in the whole: where
+ * `before` is empty, and where it is due behind an added token and `before` ends with one. */
+TP_API tp_status tp_tokenizer_encode_behind(const tp_tokenizer *tokenizer, const int32_t *before,
+                                            size_t before_count, const char *text, size_t length,
+                                            int32_t **ids, size_t *count);
+
+/* Ids to text, in valid UTF-8: each maximal invalid byte sequence gives U+FFFD, and so does each byte of a
+ * run of SentencePiece's byte tokens ("<0xE2>") that is not UTF-8 as a whole. An id that names no token gives
+ * nothing (models pad their vocabulary); `skip_special` leaves special tokens out. *text is owned by the
+ * caller (tp_text_free), and NUL-terminated; *length, which may be NULL, gets its bytes. */
 TP_API tp_status tp_tokenizer_decode(const tp_tokenizer *tokenizer, const int32_t *ids, size_t count,
                                      bool skip_special, char **text, size_t *length);
 
@@ -85,9 +94,13 @@ TP_API void tp_text_free(char *text);
  * tp_tokenizer_decode of all ids; no piece ends within a character. The stream retains the tokenizer. */
 TP_API tp_status tp_decode_stream_create(tp_tokenizer *tokenizer, bool skip_special, tp_decode_stream **out);
 
-/* Takes one id and gives the text that is now complete, often "". *text is borrowed, NUL-terminated, and
- * valid until the stream's next call; *length may be NULL. After a failure (TP_ENOMEM) the id was not taken.
- */
+/* Lets the text continue tokens that came before, a prompt's: nothing is given out for them, and what follows
+ * is not the beginning of a text, which may lose a blank. After a failure (TP_ENOMEM) flush the stream. */
+TP_API tp_status tp_decode_stream_continue(tp_decode_stream *stream, const int32_t *ids, size_t count);
+
+/* Takes one id and gives the text that is now complete, often "": a run of byte tokens is complete when it
+ * has ended. *text is borrowed, NUL-terminated, and valid until the stream's next call; *length may be NULL.
+ * After a failure (TP_ENOMEM) the id was not taken. */
 TP_API tp_status tp_decode_stream_push(tp_decode_stream *stream, int32_t id, const char **text,
                                        size_t *length);
 

@@ -399,6 +399,7 @@ tp_status tp_generate_ids(tp_generator *g, const int32_t *ids, size_t count,
     r.greedy = r.options.temperature == 0 && r.options.repetition_penalty == 1;
     r.ahead = r.greedy && !tpi_is_host(tp_model_device(g->model));
     tp_status status = tpi_stream_init(&r.stream, g->tokenizer, &r.options);
+    if (status == TP_OK) status = tpi_stream_continue(&r.stream, ids, count);
     if (status == TP_OK) status = tpi_sampler_init(&r.sampler, &r.options, g->vocab);
     for (size_t i = 0; status == TP_OK && i < count; i++) tpi_sampler_see(&r.sampler, ids[i]);
     if (status == TP_OK) status = run_generation(&r, ids, count, stats);

@@ -82,6 +82,10 @@ static tp_status show(tpi_stream *s, const char *piece, size_t piece_length, boo
     return TP_OK;
 }
 
+tp_status tpi_stream_continue(tpi_stream *s, const int32_t *ids, size_t count) {
+    return s->decoder ? tp_decode_stream_continue(s->decoder, ids, count) : TP_OK;
+}
+
 tp_status tpi_stream_push(tpi_stream *s, int32_t id, const char **text, size_t *length) {
     const char *piece = "";
     size_t piece_length = 0;

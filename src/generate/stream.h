@@ -20,6 +20,9 @@ typedef struct tpi_stream {
 tp_status tpi_stream_init(tpi_stream *stream, tp_tokenizer *tokenizer, const tp_generate_options *options);
 void tpi_stream_clear(tpi_stream *stream); /* of a zeroed one: nothing */
 
+/* Lets the text continue a prompt, before the first token: it begins no text. TP_ENOMEM. */
+tp_status tpi_stream_continue(tpi_stream *stream, const int32_t *ids, size_t count);
+
 /* Takes a token and gives the text to show, borrowed until the next call. */
 tp_status tpi_stream_push(tpi_stream *stream, int32_t id, const char **text, size_t *length);
 

@@ -99,6 +99,12 @@ bool tpi_added_next(const tpi_added *added, const tpi_trie *trie, tpi_added_walk
     return false;
 }
 
+bool tpi_added_has(const tpi_added *added, int32_t id) {
+    size_t i = 0;
+    while (i < added->count && added->tokens[i].id != id) i++;
+    return i < added->count;
+}
+
 void tpi_added_free(tpi_added *added) {
     tpi_free(added->tokens);
     tpi_free(added->raw.nodes);

@@ -48,6 +48,9 @@ typedef struct tpi_added_walk {
 /* Whether there is a next token. Start from {.text, .length} with the rest zero. */
 bool tpi_added_next(const tpi_added *added, const tpi_trie *trie, tpi_added_walk *walk);
 
+/* Whether an id is an added token's. */
+bool tpi_added_has(const tpi_added *added, int32_t id);
+
 void tpi_added_free(tpi_added *added);
 
 #endif

@@ -1,80 +1,49 @@
-/* Ids to text. A byte-level token is bytes, of which a character may need several tokens: the stream holds
- * back the bytes that may still become one. Decoding a whole is pushing everything and flushing. */
+/* Ids to text, whole or token by token: both walk the decoder's steps, so they agree. */
 #include "core/alloc.h"
 #include "core/error.h"
 #include "tokenizer/tokenizer.h"
 
-#include <string.h>
-
 struct tp_decode_stream {
     tp_tokenizer *tokenizer; /* retained */
     bool skip_special;
-    bool begun;     /* a token came before */
-    tpi_text held;  /* bytes of an unfinished character */
+    tpi_decode_walk walk;
     tpi_text ready; /* what the last call gave out */
 };
 
-/* Appends what a byte-level spelling stands for: its bytes, or the spelling itself if one of its characters
- * stands for no byte. `out` has the room. */
-static void append_bytes(const char *spelling, size_t length, tpi_text *out) {
-    size_t before = out->length;
-    for (size_t i = 0; i < length;) {
-        int32_t character;
-        i += tpi_text_decode(spelling + i, &character);
-        int byte = tpi_byte_of_char(character);
-        if (byte < 0) {
-            memcpy(out->data + before, spelling, length);
-            out->length = before + length;
-            return;
-        }
-        out->data[out->length++] = (char)byte;
-    }
-}
-
-/* Appends the bytes of a token to `out`; on failure nothing. `first`: no token came before it. */
-static tp_status append_token(const tp_tokenizer *tokenizer, int32_t id, bool skip_special, bool first,
-                              tpi_text *out, bool *appended) {
+/* Takes an id; one without a token, or a special one that is left out, is nothing to the steps. */
+static tp_status push(const tp_tokenizer *tokenizer, tpi_decode_walk *walk, int32_t id, bool skip_special,
+                      tpi_text *out) {
     size_t length;
-    const char *spelling = tpi_vocab_text(&tokenizer->vocab, id, &length);
-    *appended = spelling && !(skip_special && tpi_vocab_is_special(&tokenizer->vocab, id));
-    if (!*appended) return TP_OK;
-    TPI_TRY(tpi_text_reserve(out, length + 1));
-    if (tokenizer->decodes_bytes) {
-        append_bytes(spelling, length, out);
-    } else {
-        if (!first) out->data[out->length++] = ' ';
-        memcpy(out->data + out->length, spelling, length);
-        out->length += length;
-    }
-    return TP_OK;
+    const char *token = tpi_vocab_text(&tokenizer->vocab, id, &length);
+    if (!token || (skip_special && tpi_vocab_is_special(&tokenizer->vocab, id))) return TP_OK;
+    return tpi_decode_push(walk, token, length, out);
 }
 
-static tp_status terminate(tpi_text *text) {
+/* Makes the text empty, NUL-terminated and not NULL. */
+static tp_status clear(tpi_text *text) {
+    text->length = 0;
     TPI_TRY(tpi_text_reserve(text, 1));
-    text->data[text->length] = 0;
+    text->data[0] = 0;
     return TP_OK;
 }
 
 tp_status tp_tokenizer_decode(const tp_tokenizer *tokenizer, const int32_t *ids, size_t count,
                               bool skip_special, char **text, size_t *length) {
-    tpi_text bytes = {0}, clean = {0};
-    tp_status status = TP_OK;
-    bool begun = false, appended;
+    tpi_decode_walk walk = {.decoder = &tokenizer->decoder};
+    tpi_text out = {0};
     *text = NULL;
     if (length) *length = 0;
-    for (size_t i = 0; i < count && status == TP_OK; i++) {
-        status = append_token(tokenizer, ids[i], skip_special, !begun, &bytes, &appended);
-        begun |= appended;
-    }
-    if (status == TP_OK) status = tpi_text_append_lossy(&clean, bytes.data, bytes.length);
-    if (status == TP_OK) status = terminate(&clean);
-    tpi_text_free(&bytes);
+    tp_status status = clear(&out);
+    for (size_t i = 0; i < count && status == TP_OK; i++)
+        status = push(tokenizer, &walk, ids[i], skip_special, &out);
+    if (status == TP_OK) status = tpi_decode_finish(&walk, &out);
+    tpi_decode_walk_free(&walk);
     if (status != TP_OK) {
-        tpi_text_free(&clean);
+        tpi_text_free(&out);
         return status;
     }
-    *text = clean.data;
-    if (length) *length = clean.length;
+    *text = out.data;
+    if (length) *length = out.length;
     return TP_OK;
 }
 
@@ -87,49 +56,44 @@ tp_status tp_decode_stream_create(tp_tokenizer *tokenizer, bool skip_special, tp
     if (!*out) return TP_ENOMEM;
     (*out)->tokenizer = tp_tokenizer_retain(tokenizer);
     (*out)->skip_special = skip_special;
+    (*out)->walk.decoder = &tokenizer->decoder;
     return TP_OK;
 }
 
-/* Makes the first `count` held bytes the text to give out, and keeps the rest. On failure nothing changes. */
-static tp_status give(tp_decode_stream *stream, size_t count, const char **text, size_t *length) {
-    stream->ready.length = 0;
-    TPI_TRY(tpi_text_append_lossy(&stream->ready, stream->held.data, count));
-    TPI_TRY(terminate(&stream->ready));
-    stream->held.length -= count;
-    if (stream->held.length) memmove(stream->held.data, stream->held.data + count, stream->held.length);
-    *text = stream->ready.data;
-    if (length) *length = stream->ready.length;
-    return TP_OK;
-}
-
-tp_status tp_decode_stream_push(tp_decode_stream *stream, int32_t id, const char **text, size_t *length) {
-    size_t before = stream->held.length;
-    bool appended = false;
-    *text = NULL;
-    if (length) *length = 0;
-    tp_status status =
-        append_token(stream->tokenizer, id, stream->skip_special, !stream->begun, &stream->held, &appended);
-    size_t unfinished = tpi_text_unfinished(stream->held.data, stream->held.length);
-    if (status == TP_OK) status = give(stream, stream->held.length - unfinished, text, length);
-    if (status == TP_OK)
-        stream->begun |= appended;
-    else
-        stream->held.length = before;
+tp_status tp_decode_stream_continue(tp_decode_stream *stream, const int32_t *ids, size_t count) {
+    tpi_text unseen = {0};
+    tp_status status = TP_OK;
+    for (size_t i = 0; i < count && status == TP_OK; i++)
+        status = push(stream->tokenizer, &stream->walk, ids[i], stream->skip_special, &unseen);
+    tpi_text_free(&unseen);
+    tpi_decode_drop(&stream->walk);
     return status;
 }
 
+/* Gives out `ready`, or nothing on failure. */
+static tp_status give(const tp_decode_stream *stream, tp_status status, const char **text, size_t *length) {
+    *text = status == TP_OK ? stream->ready.data : NULL;
+    if (length) *length = status == TP_OK ? stream->ready.length : 0;
+    return status;
+}
+
+tp_status tp_decode_stream_push(tp_decode_stream *stream, int32_t id, const char **text, size_t *length) {
+    tp_status status = clear(&stream->ready);
+    if (status == TP_OK)
+        status = push(stream->tokenizer, &stream->walk, id, stream->skip_special, &stream->ready);
+    return give(stream, status, text, length);
+}
+
 tp_status tp_decode_stream_flush(tp_decode_stream *stream, const char **text, size_t *length) {
-    *text = NULL;
-    if (length) *length = 0;
-    TPI_TRY(give(stream, stream->held.length, text, length));
-    stream->begun = false;
-    return TP_OK;
+    tp_status status = clear(&stream->ready);
+    if (status == TP_OK) status = tpi_decode_finish(&stream->walk, &stream->ready);
+    return give(stream, status, text, length);
 }
 
 void tp_decode_stream_destroy(tp_decode_stream *stream) {
     if (!stream) return;
-    tp_tokenizer_release(stream->tokenizer);
-    tpi_text_free(&stream->held);
+    tpi_decode_walk_free(&stream->walk);
     tpi_text_free(&stream->ready);
+    tp_tokenizer_release(stream->tokenizer);
     tpi_free(stream);
 }

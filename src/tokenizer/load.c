@@ -130,8 +130,8 @@ static tp_status enter_spelling(adding *a, const char *content, bool normalized,
     tpi_added *added = &a->tokenizer->added;
     size_t length = strlen(content);
     if (!normalized) return tpi_trie_add(&added->raw, content, length, index);
-    TPI_TRY(tpi_normalize(&a->tokenizer->normalizer, &a->scratch, a->matcher, content, length, &content,
-                          &length));
+    TPI_TRY(tpi_normalize(&a->tokenizer->normalizer, &a->scratch, a->matcher, content, length,
+                          TPI_STANDS_FIRST, &content, &length));
     TPI_TRY(tpi_vocab_set_text(&a->tokenizer->vocab, added->tokens[index].id, content, length));
     return length ? tpi_trie_add(&added->normal, content, length, index) : TP_OK;
 }

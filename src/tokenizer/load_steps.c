@@ -47,6 +47,29 @@ static tp_status read_pattern(tpi_json step, tpi_pattern **out) {
     return tpi_load_located(pattern, tpi_pattern_create(source, !regex, out));
 }
 
+/* The member `key`, which is a single character. */
+static tp_status read_character(tpi_json step, const char *key, const char **out) {
+    int32_t character;
+    TPI_TRY(tpi_json_get_string(step, key, out));
+    if (**out && !(*out)[tpi_text_decode(*out, &character)]) return TP_OK;
+    return tpi_json_fail(tpi_json_find(step, key), TP_EFORMAT, "expected one character, got \"%.64s\"", *out);
+}
+
+/* Metaspace's scheme; older files say add_prefix_space instead. */
+static tp_status read_prefix(tpi_json step, tpi_prefix *prefix) {
+    static const char *const schemes[] = {"always", "first", "never"};
+    const char *scheme;
+    bool add_prefix_space;
+    size_t i = 0;
+    TPI_TRY(tpi_json_get_bool_or(step, "add_prefix_space", true, &add_prefix_space));
+    TPI_TRY(tpi_json_get_string_or(step, "prepend_scheme", add_prefix_space ? "always" : "never", &scheme));
+    while (i < 3 && strcmp(schemes[i], scheme) != 0) i++;
+    if (i == 3) return tpi_json_fail(step, TP_EUNSUPPORTED, "the prepend_scheme %s is not supported", scheme);
+    *prefix = (tpi_prefix)i;
+    if (add_prefix_space || *prefix == TPI_PREFIX_NEVER) return TP_OK;
+    return tpi_json_fail(step, TP_EFORMAT, "the prepend_scheme %s contradicts add_prefix_space", scheme);
+}
+
 /* --- Normalizer --- */
 
 /* The new last step, empty. */
@@ -102,7 +125,9 @@ tp_status tpi_load_normalizer(tpi_json value, tp_tokenizer *tokenizer) {
 /* Adds a step and consumes its pattern. */
 static tp_status add_split_step(tp_tokenizer *tokenizer, tpi_split_step step) {
     tpi_splitter *s = &tokenizer->splitter;
-    tp_status status = tpi_grow(&s->steps, &s->capacity, s->count + 1, sizeof *s->steps);
+    tp_status status = s->count < TPI_SPLIT_MAX_STEPS
+                           ? tpi_grow(&s->steps, &s->capacity, s->count + 1, sizeof *s->steps)
+                           : tpi_fail(TP_EUNSUPPORTED, "more than %d steps", TPI_SPLIT_MAX_STEPS);
     if (status == TP_OK)
         s->steps[s->count++] = step;
     else
@@ -131,7 +156,7 @@ static tp_status read_split(tpi_json step, int unused, tp_tokenizer *tokenizer) 
     if (b == 5) return tpi_json_fail(step, TP_EUNSUPPORTED, "the behavior %s is not supported", behavior);
     split.behavior = (tpi_split_behavior)b;
     TPI_TRY(read_pattern(step, &split.pattern));
-    return add_split_step(tokenizer, split);
+    return tpi_load_located(step, add_split_step(tokenizer, split));
 }
 
 static tp_status read_digits(tpi_json step, int unused, tp_tokenizer *tokenizer) {
@@ -142,7 +167,17 @@ static tp_status read_digits(tpi_json step, int unused, tp_tokenizer *tokenizer)
     TPI_TRY(tpi_json_get_bool_or(step, "individual_digits", false, &individual));
     split.behavior = individual ? TPI_SPLIT_ISOLATED : TPI_SPLIT_CONTIGUOUS;
     TPI_TRY(tpi_pattern_create("\\p{N}", false, &split.pattern));
-    return add_split_step(tokenizer, split);
+    return tpi_load_located(step, add_split_step(tokenizer, split));
+}
+
+/* Blanks to marks; `mark` is a character. */
+static tp_status add_marking(tpi_json step, const char *mark, tpi_prefix prefix, tp_tokenizer *tokenizer) {
+    tpi_split_step marking = {.prefix = prefix};
+    for (size_t i = 0; i < tokenizer->splitter.count; i++)
+        if (!tokenizer->splitter.steps[i].pattern)
+            return tpi_json_fail(step, TP_EUNSUPPORTED, "a second step that puts a prefix is not supported");
+    memcpy(marking.mark, mark, strlen(mark));
+    return tpi_load_located(step, add_split_step(tokenizer, marking));
 }
 
 static tp_status read_byte_level(tpi_json step, int unused, tp_tokenizer *tokenizer) {
@@ -152,18 +187,35 @@ static tp_status read_byte_level(tpi_json step, int unused, tp_tokenizer *tokeni
     TPI_TRY(tpi_json_get_bool_or(step, "add_prefix_space", true, &add_prefix_space));
     TPI_TRY(tpi_json_get_bool_or(step, "use_regex", true, &use_regex));
     tokenizer->bpe.byte_level = true;
-    if (add_prefix_space) TPI_TRY(add_split_step(tokenizer, (tpi_split_step){0}));
+    if (add_prefix_space) TPI_TRY(add_marking(step, " ", TPI_PREFIX_ALWAYS, tokenizer));
     if (!use_regex) return TP_OK;
     tpi_split_step split = {.behavior = TPI_SPLIT_ISOLATED};
     TPI_TRY(tpi_pattern_create(GPT2_PATTERN, false, &split.pattern));
-    return add_split_step(tokenizer, split);
+    return tpi_load_located(step, add_split_step(tokenizer, split));
+}
+
+static tp_status read_metaspace(tpi_json step, int unused, tp_tokenizer *tokenizer) {
+    (void)unused;
+    const char *mark;
+    tpi_prefix prefix;
+    bool splits;
+    tpi_split_step split = {.behavior = TPI_SPLIT_MERGED_WITH_NEXT};
+    TPI_TRY(check_before_bytes(step, tokenizer));
+    TPI_TRY(read_character(step, "replacement", &mark));
+    TPI_TRY(read_prefix(step, &prefix));
+    TPI_TRY(tpi_json_get_bool_or(step, "split", true, &splits));
+    TPI_TRY(add_marking(step, mark, prefix, tokenizer));
+    if (!splits) return TP_OK;
+    TPI_TRY(tpi_pattern_create(mark, true, &split.pattern));
+    return tpi_load_located(step, add_split_step(tokenizer, split));
 }
 
 tp_status tpi_load_pre_tokenizer(tpi_json value, tp_tokenizer *tokenizer) {
     static const step_type types[] = {
         {"Split", read_split, 0},
         {"Digits", read_digits, 0},
-        {"ByteLevel", read_byte_level, 0},
+        {"Metaspace", read_metaspace, 0},
+        {"ByteLevel", read_byte_level, 0}, /* nothing stands behind it */
         {NULL, NULL, 0},
     };
     return read_step(value, types, "pretokenizers", tokenizer);
@@ -242,8 +294,7 @@ static tp_status read_pair(tpi_json step, int unused, tp_tokenizer *tokenizer) {
     return TP_OK;
 }
 
-/* ByteLevel here trims offsets, and Fuse in a decoder joins what is joined already: no effect on ids or text.
- */
+/* ByteLevel here trims offsets: no effect on ids. */
 static tp_status read_nothing(tpi_json step, int unused, tp_tokenizer *tokenizer) {
     (void)step, (void)unused, (void)tokenizer;
     return TP_OK;
@@ -262,24 +313,92 @@ tp_status tpi_load_post_processor(tpi_json value, tp_tokenizer *tokenizer) {
 
 /* --- Decoder --- */
 
-static tp_status read_byte_decoder(tpi_json step, int unused, tp_tokenizer *tokenizer) {
-    (void)unused;
-    if (tokenizer->decodes_bytes)
-        return tpi_json_fail(step, TP_EUNSUPPORTED, "a second ByteLevel decoder is not supported");
-    tokenizer->decodes_bytes = true;
+/* Adds a step with copies of its texts. */
+static tp_status add_decode_step(tpi_json json, tp_tokenizer *tokenizer, tpi_decode_step step,
+                                 const char *mark, const char *content) {
+    tpi_decoder *d = &tokenizer->decoder;
+    if (d->count == TPI_DECODE_MAX_STEPS)
+        return tpi_json_fail(json, TP_EUNSUPPORTED, "more than %d steps", TPI_DECODE_MAX_STEPS);
+    TPI_TRY(tpi_grow(&d->steps, &d->capacity, d->count + 1, sizeof *d->steps));
+    step.fused = d->fused;
+    step.mark = tpi_strdup(mark);
+    step.content = tpi_strdup(content);
+    d->steps[d->count++] = step;
+    return step.mark && step.content ? TP_OK : TP_ENOMEM;
+}
+
+/* Makes one token of all, whatever they were. */
+static tp_status read_fuse(tpi_json step, int kind, tp_tokenizer *tokenizer) {
+    tpi_decode_step fuse = {.kind = (tpi_decode_kind)kind};
+    TPI_TRY(add_decode_step(step, tokenizer, fuse, "", ""));
+    tokenizer->decoder.fused = true;
     return TP_OK;
 }
 
-static tp_status read_fuse(tpi_json step, int unused, tp_tokenizer *tokenizer) {
-    if (tokenizer->decodes_bytes) return read_nothing(step, unused, tokenizer);
-    return tpi_json_fail(step, TP_EUNSUPPORTED, "Fuse is supported behind ByteLevel only");
+/* What reads a token as a whole would wait for all of a text behind Fuse. */
+static tp_status check_unfused(tpi_json step, const tp_tokenizer *tokenizer) {
+    if (!tokenizer->decoder.fused) return TP_OK;
+    return tpi_json_fail(step, TP_EUNSUPPORTED, "this step is not supported behind Fuse or ByteLevel");
 }
 
+static tp_status read_byte_decoder(tpi_json step, int kind, tp_tokenizer *tokenizer) {
+    TPI_TRY(check_unfused(step, tokenizer));
+    return read_fuse(step, kind, tokenizer);
+}
+
+static tp_status read_fallback(tpi_json step, int kind, tp_tokenizer *tokenizer) {
+    tpi_decode_step fallback = {.kind = (tpi_decode_kind)kind};
+    TPI_TRY(check_unfused(step, tokenizer));
+    return add_decode_step(step, tokenizer, fallback, "", "");
+}
+
+static tp_status read_decode_replace(tpi_json step, int kind, tp_tokenizer *tokenizer) {
+    tpi_json pattern;
+    const char *mark, *content;
+    int32_t character;
+    tpi_decode_step replace = {.kind = (tpi_decode_kind)kind};
+    TPI_TRY(tpi_json_get_object(step, "pattern", &pattern));
+    if (tpi_json_exists(tpi_json_find(pattern, "Regex")))
+        return tpi_json_fail(pattern, TP_EUNSUPPORTED, "a Regex is not supported in a decoder");
+    TPI_TRY(tpi_json_get_string(pattern, "String", &mark));
+    TPI_TRY(tpi_json_get_string(step, "content", &content));
+    if (!*mark) return tpi_json_fail(pattern, TP_EUNSUPPORTED, "an empty pattern is not supported");
+    if (mark[tpi_text_decode(mark, &character)]) TPI_TRY(check_unfused(step, tokenizer));
+    return add_decode_step(step, tokenizer, replace, mark, content);
+}
+
+static tp_status read_strip(tpi_json step, int kind, tp_tokenizer *tokenizer) {
+    const char *mark;
+    int64_t start, stop;
+    TPI_TRY(read_character(step, "content", &mark));
+    TPI_TRY(tpi_json_get_int(step, "start", 0, INT32_MAX, &start));
+    TPI_TRY(tpi_json_get_int(step, "stop", 0, INT32_MAX, &stop));
+    tpi_decode_step strip = {.kind = (tpi_decode_kind)kind, .start = (size_t)start, .stop = (size_t)stop};
+    return add_decode_step(step, tokenizer, strip, mark, "");
+}
+
+/* Marks become blanks; where pre-tokenizing puts a prefix, the first token's become nothing. */
+static tp_status read_metaspace_decoder(tpi_json step, int kind, tp_tokenizer *tokenizer) {
+    const char *mark;
+    tpi_prefix prefix;
+    TPI_TRY(read_character(step, "replacement", &mark));
+    TPI_TRY(read_prefix(step, &prefix));
+    tpi_decode_step replace = {.kind = (tpi_decode_kind)kind, .drops_first = prefix != TPI_PREFIX_NEVER};
+    return add_decode_step(step, tokenizer, replace, mark, " ");
+}
+
+/* Without a decoder tokens are joined with blanks. */
 tp_status tpi_load_decoder(tpi_json value, tp_tokenizer *tokenizer) {
     static const step_type types[] = {
-        {"ByteLevel", read_byte_decoder, 0},
-        {"Fuse", read_fuse, 0},
+        {"ByteLevel", read_byte_decoder, TPI_DECODE_BYTES},
+        {"ByteFallback", read_fallback, TPI_DECODE_FALLBACK},
+        {"Fuse", read_fuse, TPI_DECODE_FUSE},
+        {"Replace", read_decode_replace, TPI_DECODE_REPLACE},
+        {"Strip", read_strip, TPI_DECODE_STRIP},
+        {"Metaspace", read_metaspace_decoder, TPI_DECODE_REPLACE},
         {NULL, NULL, 0},
     };
-    return read_step(value, types, "decoders", tokenizer);
+    bool none = tpi_json_type_of(value) == TPI_JSON_ABSENT || tpi_json_type_of(value) == TPI_JSON_NULL;
+    return none ? read_fuse(value, TPI_DECODE_JOIN, tokenizer)
+                : read_step(value, types, "decoders", tokenizer);
 }

@@ -129,10 +129,12 @@ static tp_status append_step(const tpi_normal_step *step, tpi_normal_scratch *sc
 }
 
 tp_status tpi_normalize(const tpi_normalizer *normalizer, tpi_normal_scratch *scratch, tpi_matcher *matcher,
-                        const char *text, size_t length, const char **out, size_t *out_length) {
+                        const char *text, size_t length, tpi_standing standing, const char **out,
+                        size_t *out_length) {
     for (size_t i = 0; i < normalizer->count; i++) {
         const tpi_normal_step *step = &normalizer->steps[i];
         if (step->kind <= TPI_NORMAL_NFKD && is_inert(step->kind, text, length)) continue;
+        if (step->kind == TPI_NORMAL_PREPEND && standing == TPI_STANDS_CONTINUED) continue;
         tpi_text *next = &scratch->texts[text == scratch->texts[0].data];
         next->length = 0;
         TPI_TRY(tpi_text_reserve(next, length + 1)); /* never NULL */

@@ -13,7 +13,7 @@ typedef enum tpi_normal_kind {
     TPI_NORMAL_NFKD,
     TPI_NORMAL_LOWERCASE,
     TPI_NORMAL_REPLACE, /* every match of the pattern with `content` */
-    TPI_NORMAL_PREPEND  /* `content` before a text that is not empty */
+    TPI_NORMAL_PREPEND  /* `content` before a text that is not empty and continues none */
 } tpi_normal_kind;
 
 typedef struct tpi_normal_step {
@@ -35,7 +35,8 @@ typedef struct tpi_normal_scratch {
 
 /* The normal form of `text` in *out: borrowed from `text` itself or from the scratch, until its next use. */
 tp_status tpi_normalize(const tpi_normalizer *normalizer, tpi_normal_scratch *scratch, tpi_matcher *matcher,
-                        const char *text, size_t length, const char **out, size_t *out_length);
+                        const char *text, size_t length, tpi_standing standing, const char **out,
+                        size_t *out_length);
 
 void tpi_normal_scratch_free(tpi_normal_scratch *scratch);
 void tpi_normalizer_free(tpi_normalizer *normalizer);

@@ -16,6 +16,13 @@ typedef struct tpi_text {
     size_t length, capacity;
 } tpi_text;
 
+/* Where a piece of a text stands: whether it gets what marks the beginning of a word depends on it. */
+typedef enum tpi_standing {
+    TPI_STANDS_FIRST,    /* the text begins with it */
+    TPI_STANDS_BEHIND,   /* behind an added token or another piece */
+    TPI_STANDS_CONTINUED /* the text begins with it, but continues another one */
+} tpi_standing;
+
 /* Room for `extra` bytes more. The others may fail with TP_ENOMEM only, and then change nothing. */
 tp_status tpi_text_reserve(tpi_text *text, size_t extra);
 tp_status tpi_text_append(tpi_text *text, const char *bytes, size_t length);

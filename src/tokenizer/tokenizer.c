@@ -10,6 +10,7 @@ void tpi_tokenizer_destroy(tp_tokenizer *tokenizer) {
     tpi_added_free(&tokenizer->added);
     tpi_normalizer_free(&tokenizer->normalizer);
     tpi_splitter_free(&tokenizer->splitter);
+    tpi_decoder_free(&tokenizer->decoder);
     tpi_free(tokenizer->prefix.data);
     tpi_free(tokenizer->suffix.data);
     tpi_free(tokenizer);

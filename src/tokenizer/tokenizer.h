@@ -9,6 +9,7 @@
 #include "taper/tokenizer.h"
 #include "tokenizer/added.h"
 #include "tokenizer/bpe.h"
+#include "tokenizer/decode_steps.h"
 #include "tokenizer/normalize.h"
 #include "tokenizer/pretokenize.h"
 #include "tokenizer/vocab.h"
@@ -23,7 +24,7 @@ struct tp_tokenizer {
     tpi_normalizer normalizer;
     tpi_splitter splitter;
     tpi_ids prefix, suffix; /* the template around a text */
-    bool decodes_bytes;     /* the decoder is ByteLevel; without one, tokens are joined with blanks */
+    tpi_decoder decoder;
 };
 
 /* The tokens of a text that begins a sequence: the template's prefix, once, also where the text spells it out

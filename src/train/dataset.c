@@ -128,16 +128,34 @@ static tp_status finish_row(const reader *r, size_t offset) {
 
 /* ---- from JSON ---- */
 
-/* `first` of its row: with what the tokenizer puts before a text, which is not trained. */
-static tp_status append_text(const reader *r, const char *text, bool first, bool trained) {
-    const tp_tokenizer *tokenizer = r->options->tokenizer;
+static tp_status encode_fail(const reader *r, tp_status status) {
+    return tpi_fail_within(status, "%s: row %zu", r->path, r->line);
+}
+
+/* The text that a row begins with, behind what the tokenizer puts before it, which is not trained. *start is
+ * where it begins. */
+static tp_status append_first(const reader *r, const char *text, bool trained, size_t *start) {
     int32_t *ids;
-    size_t count, begin = 0;
-    tp_status status = first ? tpi_tokenizer_encode_start(tokenizer, text, strlen(text), &ids, &count, &begin)
-                             : tp_tokenizer_encode(tokenizer, text, strlen(text), false, &ids, &count);
-    if (status != TP_OK) return tpi_fail_within(status, "%s: row %zu", r->path, r->line);
+    size_t count, begin;
+    tp_status status =
+        tpi_tokenizer_encode_start(r->options->tokenizer, text, strlen(text), &ids, &count, &begin);
+    if (status != TP_OK) return encode_fail(r, status);
     status = append(r->data, ids, begin, false);
+    *start = r->data->count;
     if (status == TP_OK) status = append(r->data, ids + begin, count - begin, trained);
+    tp_ids_free(ids);
+    return status;
+}
+
+/* A trained text that goes on behind the one from `start` on. */
+static tp_status append_behind(const reader *r, size_t start, const char *text) {
+    int32_t *ids;
+    size_t count, before = r->data->count - start;
+    tp_status status =
+        tp_tokenizer_encode_behind(r->options->tokenizer, before ? r->data->tokens + start : NULL, before,
+                                   text, strlen(text), &ids, &count);
+    if (status != TP_OK) return encode_fail(r, status);
+    status = append(r->data, ids, count, true);
     tp_ids_free(ids);
     return status;
 }
@@ -175,8 +193,9 @@ static tp_status read_row(const reader *r, tpi_json row) {
         return row_fail(r, "expected either text, or prompt and completion");
 
     const size_t offset = r->data->count;
-    if (prompt) TPI_TRY(append_text(r, prompt, true, r->options->loss == TP_LOSS_ALL));
-    TPI_TRY(append_text(r, text ? text : completion, !prompt, true));
+    size_t start = offset;
+    TPI_TRY(append_first(r, prompt ? prompt : text, text || r->options->loss == TP_LOSS_ALL, &start));
+    if (prompt) TPI_TRY(append_behind(r, start, completion));
     TPI_TRY(append_end(r, offset));
     return finish_row(r, offset);
 }

@@ -68,6 +68,14 @@ HAND_WRITTEN = [
     "<tool>f()</tool>", "<tool><tool>", "<too", "re\u0301sume\u0301 résumé", "xrésuméx", "re\u0301sume\u0301<|end|>e\u0301",
     "reserved <|r_1|><|r_12|><|r_123|> <|r_999|>", "aab", "aabc", "aaab aabc", "<0x41> <0x0A>",
 ]
+# For files in SentencePiece's style: blanks and marks at beginnings, special tokens in the middle, characters that are bytes.
+FOR_PIECES = [
+    "<s>", "<s>Hello", "<s> Hello", "Hello<s>", "Hello <s> there", "Hello</s>there</s> you", "<s><s>a", " <s>a", "</s> <s>", "\n<s>\n",
+    "[INST] Hello [/INST] there</s>[INST]more[/INST]", "[INST][/INST]", "<old>", "a<old>b", " <old> b", "a <old>", "\u2581<old>x", "<old><old>",
+    "\u2581", "\u2581\u2581", "\u2581a", " \u2581a", "a\u2581b", "\u2581 a", "a \u2581 b \u2581\u2581c", " a", "   a", "a   ", " a  b   c    d     e ",
+    "lamp<tool> lamp", "<tool> lamp", " <tool>lamp", "lamp <mask> lamp", "<right>  lamp", "résumé lamp", "a résumé", "word lamp", "lamp\n lamp\n\n  lamp",
+    "\U0001f702", "a\U0001f702\U0001f703b", "\u1000\u1001 \u1002", "\ue000\u20ac\ufffd", "日本\u1000語", "<0x0A><0xFF>", "<0x41", "e", "ee eee", "tea te e", "abab ab",
+]
 WITH_NUL = ["\0", "a\0b", "\0\0\0 x\0"]
 
 ALPHABETS = [
@@ -226,7 +234,77 @@ def make_tokenizers():
     fallback, _ = edited(train(None, None, 400, bytes_only=False, unk_token="<unk>"), with_fallback)
     add_common_tokens(fallback)
     keep("characters-fallback", fallback)
+    for name, tokenizer, data in make_pieces():
+        keep(name, tokenizer, data)
     return made
+
+
+BYTES = ["<0x%02X>" % byte for byte in range(256)]
+MARK = "\u2581"
+
+
+def train_pieces(words, missing=()):
+    """A BPE tokenizer of characters as SentencePiece makes them: ids begin with <unk>, <s>, </s> and the bytes but the missing ones. Without
+    `words` merges go over blanks."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=words)
+    first = ["<unk>", "<s>", "</s>"] + [b for b in BYTES if b not in missing]
+    trainer = trainers.BpeTrainer(vocab_size=650, limit_alphabet=150, show_progress=False, special_tokens=first)
+    tokenizer.train_from_iterator(TRAINING_TEXT + ["a  b   c     d", "aabc aab word words résumé"] * 3, trainer)
+
+    def bytes_are_no_added_tokens(data):
+        data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] not in BYTES]
+        data["pre_tokenizer"] = None
+    return edited(tokenizer, bytes_are_no_added_tokens)[0]
+
+
+def begin_with(tokenizer, token):
+    from tokenizers import processors
+    tokenizer.post_processor = processors.TemplateProcessing(single=token + " $A", pair=token + " $A " + token + ":1 $B:1",
+                                                             special_tokens=[(token, tokenizer.token_to_id(token))])
+
+
+def make_pieces():
+    """Files as models have them that came from SentencePiece: Llama 1 and 2, TinyLlama, Mistral; and rarer forms of theirs."""
+    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+    blanks = normalizers.Sequence([normalizers.Prepend(MARK), normalizers.Replace(" ", MARK)])
+    usual = [decoders.Replace(MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+
+    legacy = train_pieces(words=True)
+    legacy.normalizer = blanks
+    legacy.decoder = decoders.Sequence(usual)
+    add_common_tokens(legacy)
+    # As Llama 1 has its special tokens. This version of the library does not skip such a one, as it knows it by another spelling; taper does.
+    legacy.add_special_tokens([AddedToken("<old>", special=True, normalized=True)])
+    begin_with(legacy, "<s>")
+    yield "pieces-legacy", *edited(legacy, merges_as_strings)
+
+    first = train_pieces(words=False)
+    first.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    first.decoder = decoders.Sequence(usual)
+    add_common_tokens(first)
+    first.add_special_tokens([special("[INST]"), special("[/INST]")])
+    begin_with(first, "<s>")
+    yield "pieces-first", first, None
+
+    def older(data):
+        data["model"].update(byte_fallback=False, ignore_merges=True)
+        for key in "pre_tokenizer", "decoder":
+            data[key] = {"type": "Metaspace", "replacement": MARK, "add_prefix_space": True}
+    always, data = edited(train_pieces(words=True), older)
+    add_common_tokens(always)
+    data["added_tokens"] = json.loads(always.to_str())["added_tokens"]
+    yield "pieces-always", always, data
+
+    # Unknown bytes, texts that the steps cut on both sides, and a prefix for the first piece of several.
+    odd = train_pieces(words=True, missing=BYTES[0xe3:0xe6])
+    odd.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("e", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="first")])
+    odd.decoder = decoders.Sequence([decoders.Strip("e", 1, 0), decoders.Replace("ab", "<0x41>"), decoders.ByteFallback(),
+                                     decoders.Metaspace(prepend_scheme="never"), decoders.Fuse(), decoders.Replace("t", "sz"),
+                                     decoders.Strip(" ", 2, 3)])
+    add_common_tokens(odd)
+    yield "pieces-odd", odd, None
 
 
 def put(case, key, text):
@@ -237,27 +315,40 @@ def put(case, key, text):
         case[key] = text
 
 
+def decode(tokenizer, ids, skip):
+    """The text, or None where the library panics: its Strip does, on a token that is cut from both sides and too short for it."""
+    try:
+        return tokenizer.decode(ids, skip_special_tokens=skip)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        return None
+
+
 def make_cases(tokenizer, texts, rng):
-    encode, decode = [], []
+    encode, decoded_ids = [], []
     for i, text in enumerate(texts):
         case = {}
         put(case, "text", text)
         case["ids"] = tokenizer.encode(text, add_special_tokens=False).ids
-        decoded = tokenizer.decode(case["ids"], skip_special_tokens=False)
+        decoded = decode(tokenizer, case["ids"], False)
+        if decoded is None:
+            continue
         if decoded != text:
             put(case, "decoded", decoded)
         if i % 10 == 0:
             case["special_ids"] = tokenizer.encode(text, add_special_tokens=True).ids
         encode.append(case)
     limit = tokenizer.get_vocab_size()
-    nul = {i for i in range(limit) if "\0" in tokenizer.decode([i], skip_special_tokens=False)}
+    nul = {i for i in range(limit) if "\0" in (decode(tokenizer, [i], False) or "")}
     for _ in range(60):
         ids = [i for i in (rng.randrange(limit + 3) for _ in range(rng.randint(0, 20))) if i not in nul]
         if rng.random() < 0.5:
             ids = [i % 256 if i % 256 not in nul else i for i in ids]
-        decode.append({"ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=False),
-                       "skipped": tokenizer.decode(ids, skip_special_tokens=True)})
-    return {"encode": encode, "decode": decode}
+        text, skipped = decode(tokenizer, ids, False), decode(tokenizer, ids, True)
+        if text is not None and skipped is not None:
+            decoded_ids.append({"ids": ids, "text": text, "skipped": skipped})
+    return {"encode": encode, "decode": decoded_ids}
 
 
 def write_lines(path, data):
@@ -275,8 +366,10 @@ def main():
     rng = random.Random(20240229)
     corpus = [random_text(rng) for _ in range(500)]
     for name, (tokenizer, data) in make_tokenizers().items():
-        main_kind = not name.startswith(("split", "characters"))
+        main_kind = not name.startswith(("split", "characters", "pieces"))
         texts = HAND_WRITTEN + WITH_NUL + (corpus if main_kind else corpus[:150])
+        if name.startswith("pieces"):
+            texts = FOR_PIECES + texts[:-50]
         folder = os.path.join(OUT, name)
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, "tokenizer.json"), "w", encoding="utf-8", newline="\n") as file:
