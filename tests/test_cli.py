@@ -243,6 +243,16 @@ class CliTest(unittest.TestCase):
         run.communicate(timeout=120)
         self.assertEqual(run.returncode, 130)
 
+    def test_a_second_signal_of_either_kind_ends_at_once(self):
+        run = self.start_long_run("twice")
+        run.send_signal(signal.SIGSTOP)  # so that it gets both before it does anything
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGCONT)
+        time.sleep(0.002)
+        run.send_signal(signal.SIGTERM)
+        run.communicate(timeout=120)
+        self.assertIn(run.returncode, (-signal.SIGTERM, 130))  # 130: it had ended between the two
+
     def test_a_closed_pipe_does_not_end_training(self):
         run = subprocess.Popen(
             [TAPER, *map(str, self.train_args("unread", "--iters", 6, "--log-every", 1))],

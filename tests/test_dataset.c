@@ -110,6 +110,61 @@ Test(dataset, an_end_token_in_the_text_is_not_doubled) {
     tpi_dataset_free(&data);
 }
 
+/* The prompt's is no end of the row, of which it trains nothing. */
+Test(dataset, an_end_token_of_the_prompt_is_not_the_rows) {
+    tpi_dataset data;
+    tpi_dataset_options options = plain_options();
+    must(load_text(&data, "{\"prompt\": \"Alone<|endoftext|>\", \"completion\": \"\"}", &options));
+    cr_expect_eq(data.trained_tokens, 1);
+    cr_expect_eq((size_t)data.rows[0].length, token_count("Alone") + 2);
+    tpi_dataset_free(&data);
+}
+
+/* Loads that row with a template of <|im_start|> before a text, and `behind` behind it. */
+static void load_behind_begin(tpi_dataset *data, const char *behind, const char *row) {
+    const char *end =
+        "\"special_tokens\": {\"<|im_start|>\": {\"id\": \"<|im_start|>\", \"ids\": [4094], \"tokens\": "
+        "[\"<|im_start|>\"]}, \"<|im_end|>\": {\"id\": \"<|im_end|>\", \"ids\": [4095], \"tokens\": "
+        "[\"<|im_end|>\"]}}}";
+    char *text, *json;
+    size_t size;
+    must(tpi_file_read(MODEL "/tokenizer.json", 1 << 24, &text, &size));
+    const char *key = strstr(text, "\"post_processor\":");
+    cr_assert_not_null(key);
+    const char *next = strstr(key, "\"decoder\":");
+    cr_assert_not_null(next);
+    json = tpi_asprintf(
+        "%.*s\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": "
+        "{\"id\": \"<|im_start|>\", \"type_id\": 0}}, {\"Sequence\": {\"id\": \"A\", \"type_id\": "
+        "0}}%s], \"pair\": [], %s, %s",
+        (int)(key - text), text, behind, end, next);
+    put_file(in_directory("tokenizer.json"), json, strlen(json));
+    tp_tokenizer *kept = tokenizer;
+    must(tp_tokenizer_load(in_directory(""), &tokenizer));
+    tpi_dataset_options options = plain_options();
+    must(load_text(data, row, &options));
+    tp_tokenizer_release(tokenizer);
+    tokenizer = kept;
+    tpi_free(text), tpi_free(json);
+}
+
+/* As generation has it: once, untrained, whether the text spells it out or not; and no suffix. */
+Test(dataset, a_row_begins_with_the_templates_prefix) {
+    static const char *const behind[] = {"",
+                                         ", {\"SpecialToken\": {\"id\": \"<|im_end|>\", \"type_id\": 0}}"};
+    static const char *const rows[] = {"{\"text\": \"Alone\"}", "{\"text\": \"<|im_start|>Alone\"}"};
+    const size_t alone = token_count("Alone");
+    for (int i = 0; i < 4; i++) {
+        tpi_dataset data;
+        load_behind_begin(&data, behind[i / 2], rows[i % 2]);
+        cr_assert_eq((size_t)data.rows[0].length, 1 + alone + 1, "%d", i);
+        cr_expect_eq(data.tokens[0], tp_tokenizer_id(tokenizer, "<|im_start|>"));
+        cr_expect_eq(data.tokens[1 + alone], END);
+        cr_expect_eq((size_t)data.trained_tokens, alone + 1);
+        tpi_dataset_free(&data);
+    }
+}
+
 Test(dataset, errors_name_file_and_row) {
     static const struct {
         const char *text;
@@ -197,9 +252,7 @@ Test(dataset, overlong_rows_follow_the_policy) {
     options.overlong = TP_OVERLONG_SPLIT;
     must(load_text(&data, LONG_ROW, &options));
     cr_expect_eq(data.split, 1);
-    int64_t sum = 0;
-    for (size_t i = 0; i < data.row_count; i++) sum += data.rows[i].length;
-    cr_expect_geq(sum, length - 1); /* a last piece of one token predicts nothing */
+    cr_expect_eq(data.trained_tokens, length - 1, "each token but the first is predicted once");
     cr_expect_leq(data.longest, 5);
     tpi_dataset_free(&data);
 }
@@ -317,6 +370,25 @@ Test(order, rows_of_a_step_are_of_like_length) {
         spread += high - low;
     }
     cr_expect_lt(spread, 64 * 6, "at random it is about 14 a step");
+    tpi_order_free(&order);
+    tpi_dataset_free(&data);
+}
+
+/* A short last step is of any rows, too: in a hundred epochs of 30 rows, of the longest ones a fifth. */
+Test(order, a_short_last_step_is_not_of_the_longest_rows) {
+    tpi_dataset data = counting_rows(17);
+    tpi_order order;
+    int longest = 0;
+    must(tpi_order_create(&order, &data, 1, 7));
+    for (int epoch = 0; epoch < 100; epoch++) {
+        const uint32_t *rows;
+        int64_t count;
+        must(tpi_order_seek(&order, epoch, 2));
+        must(tpi_order_next(&order, &rows, &count));
+        cr_assert_eq(count, 3);
+        for (int64_t i = 0; i < count; i++) longest += data.rows[rows[i]].length > 15;
+    }
+    cr_expect(longest > 20 && longest < 100, "%d of 300, expected about 53", longest);
     tpi_order_free(&order);
     tpi_dataset_free(&data);
 }

@@ -467,6 +467,61 @@ Test(file, replaces_a_directory) {
     cr_expect_eq(entries(directory), 2);
 }
 
+/* Files of one make: the last of them stands beside its own, at any moment. */
+Test(file, moves_files_over_others) {
+    for (int round = 0; round < 2; round++) {
+        tpi_atomic_dir *dir;
+        char path[512];
+        cr_assert_eq(tpi_atomic_dir_open(in_directory("set/new"), &dir), TP_OK, "%s", tp_error_message());
+        for (int i = 0; i < 3; i++) {
+            snprintf(path, sizeof path, "%s/%c", tpi_atomic_dir_path(dir), 'a' + i);
+            put_file(path, round ? "two" : "one", 3);
+        }
+        cr_assert_eq(tpi_atomic_dir_move_files(dir, in_directory("set"), "b"), TP_OK, "%s",
+                     tp_error_message());
+        char **names;
+        size_t count;
+        cr_assert_eq(tpi_dir_list(in_directory("set"), &names, &count), TP_OK);
+        cr_expect_eq(count, 3, "nothing temporary is left");
+        tpi_dir_list_free(names, count);
+    }
+    char *data;
+    size_t size;
+    cr_assert_eq(tpi_file_read(in_directory("set/b"), 9, &data, &size), TP_OK);
+    cr_expect_str_eq(data, "two");
+    tpi_free(data);
+}
+
+Test(file, removes_what_killed_processes_left) {
+    static const char *const left[] = {"w/best.tmp-12-0", "w/a.tmp-1-2.tmp-33-4"};
+    static const char *const kept[] = {"w/best", "w/a.tmp-", "w/a.tmp-1-", "w/a.tmp-1-2x", "w/b.tmp-1"};
+    cr_assert_eq(tpi_dir_remove_temporaries(in_directory("nowhere")), TP_OK);
+    cr_assert_eq(tpi_dir_create(in_directory("w/step.tmp-5-6/deep")), TP_OK);
+    for (size_t i = 0; i < COUNT(left); i++) put_file(in_directory(left[i]), "x", 1);
+    for (size_t i = 0; i < COUNT(kept); i++) put_file(in_directory(kept[i]), "x", 1);
+    cr_assert_eq(tpi_dir_remove_temporaries(in_directory("w")), TP_OK, "%s", tp_error_message());
+    char **names;
+    size_t count;
+    cr_assert_eq(tpi_dir_list(in_directory("w"), &names, &count), TP_OK);
+    cr_expect_eq(count, COUNT(kept));
+    for (size_t i = 0; i < COUNT(kept); i++) cr_expect(tpi_path_exists(in_directory(kept[i])), "%s", kept[i]);
+    tpi_dir_list_free(names, count);
+}
+
+Test(file, a_directory_is_locked_once) {
+    int first, second;
+    cr_assert_eq(tpi_dir_create(in_directory("mine")), TP_OK);
+    cr_assert_eq(tpi_dir_lock(in_directory("mine"), &first), TP_OK);
+    if (first < 0) cr_skip_test("this file system has no locks");
+    expect_message(tpi_dir_lock(in_directory("mine"), &second), TP_EINVAL, "another process");
+    cr_expect_eq(second, -1);
+    tpi_dir_unlock(second);
+    tpi_dir_unlock(first);
+    cr_assert_eq(tpi_dir_lock(in_directory("mine"), &second), TP_OK);
+    tpi_dir_unlock(second);
+    expect_message(tpi_dir_lock(in_directory("nowhere"), &second), TP_EIO, "nowhere");
+}
+
 Test(file, removal_stays_inside) {
     static const char *const never[] = {"/", "//", ".", "..", "", "a/..", "a/./"};
     for (size_t i = 0; i < COUNT(never); i++)

@@ -471,6 +471,24 @@ Test(run, a_damaged_checkpoint_is_an_error) {
     must_fail(run(&options, &w, NULL), TP_EFORMAT, "state.safetensors");
     must(tpi_file_write(tensors, data, size));
     tpi_free(data);
+    const char *state = in_root("out/checkpoints/step-000004/state.json");
+    must(tpi_file_read(state, 1 << 20, &data, &size));
+    static const char *const keys[] = {"iter", "updates", "epoch_step", "epoch", "tokens", "skipped"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        char key[32], wanted[96];
+        snprintf(key, sizeof key, "\"%s\": ", keys[i]);
+        const char *at = strstr(data, key);
+        cr_assert_not_null(at, "%s", key);
+        at += strlen(key);
+        char *bad =
+            tpi_asprintf("%.*s%s%s", (int)(at - data), data, i == 4 ? "-5" : "1000", at + strcspn(at, ",\n"));
+        put_text(state, bad);
+        snprintf(wanted, sizeof wanted, "state.json: %s is %s, expected 0 to", keys[i],
+                 i == 4 ? "-5" : "1000");
+        must_fail(run(&options, &w, NULL), TP_EFORMAT, i == 4 ? "tokens" : wanted);
+        tpi_free(bad);
+    }
+    tpi_free(data);
     put_text(in_root("out/checkpoints/step-000004/state.json"), "{\"format\": 1}");
     must_fail(run(&options, &w, NULL), TP_EFORMAT, "options");
     put_text(in_root("out/checkpoints/step-000004/state.json"), "{\"format\": 9}");
@@ -595,6 +613,50 @@ Test(run, a_step_beyond_the_limit_fails_before_it_runs) {
     cr_expect_not(tpi_path_exists(in_root("out")), "planning writes nothing");
     tp_trainer_destroy(trainer);
     tp_context_destroy(ctx);
+}
+
+/* Validation may take more than a step. */
+Test(run, the_plan_knows_validation) {
+    uint64_t bytes[2];
+    for (int i = 0; i < 2; i++) {
+        tp_context *ctx = make_context();
+        tp_trainer *trainer;
+        tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
+        write_rows(in_root("data/train.jsonl"), 1, 0);
+        if (i == 1) write_rows(in_root("data/valid.jsonl"), 22, 3);
+        options.batch_size = 200;
+        must(tp_trainer_create(&trainer, tp_device_cpu(ctx), &options));
+        must(tp_trainer_plan(trainer, &bytes[i]));
+        tp_trainer_destroy(trainer);
+        tp_context_destroy(ctx);
+    }
+    cr_expect_gt(bytes[1], bytes[0]);
+}
+
+/* Tries a second run in the first one's directory while that is training. */
+static void intrude(void *user, const tp_train_record *record) {
+    on_event(user, record);
+    if (record->event != TP_TRAIN_STEP || record->iter != 2) return;
+    witness second = {0};
+    put_text(in_root("out/checkpoints.tmp-1-0"), "being written");
+    tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
+    must_fail(run(&options, &second, NULL), TP_EINVAL, "another process writes into it");
+    cr_expect(tpi_path_exists(in_root("out/checkpoints.tmp-1-0")));
+    cr_expect_eq(second.steps, 0);
+}
+
+Test(run, a_directory_is_one_runs) {
+    witness w = {0};
+    tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
+    options.on_event = intrude;
+    options.save_every = 0;
+    must(run(&options, &w, NULL));
+    cr_expect_eq(w.steps, 12);
+    options.on_event = on_event;
+    options.resume = "auto";
+    w = (witness){0};
+    must(run(&options, &w, NULL));
+    cr_expect_not(tpi_path_exists(in_root("out/checkpoints.tmp-1-0")), "what was left is removed");
 }
 
 Test(run, bad_input_is_one_line) {

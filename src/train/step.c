@@ -230,9 +230,8 @@ static tpi_part part_of(int64_t batch, int64_t count) {
     return batch + 1 == count ? TPI_PART_LAST : TPI_PART_MIDDLE;
 }
 
-/* `before`: the loss that the batches' are added to. Where it is not finite, nothing is updated. */
-static tp_status run_from(tpi_step *step, const tpi_batch *batches, int64_t count, double rate, double before,
-                          tpi_step_result *result) {
+tp_status tpi_step_run(tpi_step *step, const tpi_batch *batches, int64_t count, double rate,
+                       tpi_step_result *result) {
     const tpi_step_options *options = &step->options;
     const double t = (double)step->updates + 1.0;
     float numbers[TPI_NUMBERS] = {[TPI_RATE] = (float)rate,
@@ -240,7 +239,7 @@ static tp_status run_from(tpi_step *step, const tpi_batch *batches, int64_t coun
                                   [TPI_CORRECTION_2] = (float)(1.0 - pow(options->beta2, t))};
     float values[2] = {0.0f, 0.0f};
     int64_t tokens = 0;
-    double loss_sum = before;
+    double loss_sum = 0;
     for (int64_t i = 0; i < count; i++) tokens += batches[i].tokens;
     if (tokens == 0 || (count > 1 && !step->sums))
         return tpi_fail(TP_EINVAL, "step: %lld batches with %lld trained tokens", (long long)count,
@@ -258,18 +257,13 @@ static tp_status run_from(tpi_step *step, const tpi_batch *batches, int64_t coun
     return TP_OK;
 }
 
-tp_status tpi_step_run(tpi_step *step, const tpi_batch *batches, int64_t count, double rate,
-                       tpi_step_result *result) {
-    return run_from(step, batches, count, rate, 0.0, result);
-}
-
 tp_status tpi_step_diagnose(tpi_step *step, const tpi_batch *batches, int64_t count, double rate) {
     tp_context *ctx = tp_device_context(tp_model_device(step->options.model));
     const int64_t attempts = step->attempts;
     tpi_step_result result;
     step->attempts = attempts - 1; /* so that dropout is what it was */
     const bool before = tp_context_detect_nonfinite(ctx, true);
-    tp_status status = run_from(step, batches, count, rate, NAN, &result);
+    tp_status status = tpi_step_run(step, batches, count, rate, &result);
     tp_context_detect_nonfinite(ctx, before);
     step->attempts = attempts;
     return status;

@@ -64,7 +64,8 @@ tp_status tpi_step_run(tpi_step *step, const tpi_batch *batches, int64_t count, 
                        tpi_step_result *result);
 
 /* Runs the step that was just skipped once more, looking for what is not finite: TP_ENONFINITE names the
- * operation that made it; TP_OK says that none was found. Changes nothing. */
+ * operation that made it, and nothing has changed; TP_OK says that there was none this time, and is a step.
+ */
 tp_status tpi_step_diagnose(tpi_step *step, const tpi_batch *batches, int64_t count, double rate);
 
 /* The sum of the token losses of a batch, without dropout; changes nothing. */
