@@ -1,8 +1,8 @@
 /* Tensors: concrete values with a dtype and a shape.
  *
- * A tensor is immutable and reference counted. The one exception is state (parameters, optimizer moments,
- * caches), which a recorded assignment writes in place (tp_lazy_assign). Several tensors may be views of the
- * same memory.
+ * A tensor is reference counted, and immutable but for two: state (parameters, optimizer moments, caches),
+ * which a recorded assignment writes in place (tp_lazy_assign), and what is overwritten from outside, a
+ * program's inputs (tp_tensor_write). Several tensors may be views of the same memory.
  *
  *     const int64_t shape[] = {2, 3};
  *     const float values[] = {1, 2, 3, 4, 5, 6};

@@ -190,8 +190,9 @@ void tpi_storage_release(tpi_storage *storage) {
 
 tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
                         const int64_t *stride, size_t offset, tp_tensor **out) {
-    tp_tensor *tensor = storage->has_first ? tpi_malloc(sizeof *tensor) : &storage->first;
-    storage->has_first = true;
+    const bool first = !storage->has_first; /* written by who made the storage alone */
+    tp_tensor *tensor = first ? &storage->first : tpi_malloc(sizeof *tensor);
+    if (first) storage->has_first = true;
     *out = tensor;
     if (!tensor) {
         tpi_storage_release(storage);
@@ -428,7 +429,7 @@ const void *tp_tensor_data(const tp_tensor *tensor) {
     return tpi_tensor_pointer(tensor);
 }
 
-/* Calls visit-like conversion along rows of the last dimension; `index` counts rows. */
+/* Elements in row-major order, each converted; `index` is where the walk is. */
 static void copy_converted(const tp_tensor *tensor, const void *data, tp_dtype dtype, void *out) {
     int64_t index[TP_MAX_RANK] = {0}, offset = 0;
     for (int64_t i = 0; i < tensor->count; i++) {

@@ -96,7 +96,8 @@ static uint32_t first_same(const tpi_inst *inst, uint32_t k) {
     return j;
 }
 
-/* Whether a register holds what memory would: a cast rounds or truncates, which f32 registers do not. */
+/* A cast is asked to round or truncate, which f32 registers do not. What else would be rounded on its way to
+ * memory is kept as it is. */
 static bool keeps_value(const tpi_inst *inst, const tpi_operand *out) {
     return inst->op != TPI_CAST || out->dtype == TP_F32;
 }

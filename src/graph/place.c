@@ -46,7 +46,7 @@ static bool may_overwrite(const tpi_ir *ir, const tpi_inst *inst, int out, uint3
 
 /* ---- results ---- */
 
-static tp_status place_results(tpi_ir *ir, tpi_plan *plan) {
+static void place_results(tpi_ir *ir, tpi_plan *plan) {
     for (int i = 0; i < ir->n_outputs; i++) {
         if (ir->outputs[i] == TPI_NO_VALUE) continue;
         tpi_value *root = root_of(ir, ir->outputs[i]);
@@ -56,7 +56,6 @@ static tp_status place_results(tpi_ir *ir, tpi_plan *plan) {
         plan->buffers[plan->n_buffers] = bytes_of(&root->operand);
         plan->buffer_bytes += tpi_memory_block_bytes(plan->buffers[plan->n_buffers++]);
     }
-    return TP_OK;
 }
 
 /* ---- assignments ---- */
@@ -291,7 +290,7 @@ tp_status tpi_place(tpi_ir *ir, tpi_plan *plan) {
     space s = {NULL, 0, 0, 0};
     plan->buffers = tpi_arena_array(&plan->memory, (size_t)ir->n_outputs + 1, sizeof *plan->buffers);
     if (!plan->buffers) return TP_ENOMEM;
-    TPI_TRY(place_results(ir, plan));
+    place_results(ir, plan);
     TPI_TRY(place_assignments(ir));
     tp_status status = place_arena(ir, &s);
     plan->arena_bytes = s.top ? tpi_memory_block_bytes(s.top) : 0;

@@ -1,14 +1,14 @@
 /* Plans: what a recording becomes, and what a cache hit runs.
  *
  *     record -> linearise -> key -> [hit] --------------------------------------------> bind -> run
- *                                   [miss] -> lower -> fuse -> select -> place -> store
+ *                                   [miss] -> lower -> fuse -> select -> gather -> place -> store
  *
  * A plan names no node, tensor or address: leaves by their place in the key's order, memory by offsets. So
  * one plan serves every recording with the same key, from any thread.
  *
  * Invariants: steps run in order; slots[s] says where slot s points; slot 0 is NULL; a step that writes state
- * comes after every step that can fail. Immutable once built; reference counted; all its arrays are in
- * `memory`. */
+ * comes after every step that can fail. Immutable once built, but for `prepared`, which is the device's, and
+ * the cache's links; reference counted; all its arrays are in `memory`. */
 #ifndef TAPER_GRAPH_PLAN_H
 #define TAPER_GRAPH_PLAN_H
 
@@ -87,7 +87,7 @@ bool tpi_key_equal(const tp_graph *graph, const tpi_order *order, const tpi_plan
 const tp_lazy *tpi_key_difference(const tp_graph *graph, const tpi_order *order, const tpi_plan *plan);
 tp_status tpi_key_store(const tp_graph *graph, const tpi_order *order, tpi_plan *plan);
 
-/* Plans a recording (lower, fuse, select, place). Owned. */
+/* Plans a recording (lower, fuse, select, gather, place). Owned. */
 tp_status tpi_plan_build(tp_graph *graph, const tpi_order *order, tpi_plan **out);
 tpi_plan *tpi_plan_retain(tpi_plan *plan);
 void tpi_plan_release(tpi_plan *plan);

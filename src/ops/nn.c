@@ -36,7 +36,7 @@ tp_status tpi_infer_rms_norm(tpi_infer *call) {
 tp_status tpi_infer_layer_norm(tpi_infer *call) {
     TPI_TRY(infer_norm(call));
     if (call->n_in == 1) return TP_OK;
-    if (call->n_in == 2) return tpi_fail(TP_EINVAL, "weight without bias, expected both or neither");
+    if (call->n_in == 2) return tpi_fail(TP_EINVAL, "one of weight and bias, expected both or neither");
     TPI_TRY(expect_feature_vector(call, 1, "weight"));
     TPI_TRY(expect_feature_vector(call, 2, "bias"));
     return tpi_expect_dtype(&call->in[2], "bias", (tp_dtype)call->in[1].dtype);
