@@ -2,6 +2,7 @@
  * graph know. A failure at any point leaves graph, state and results as they were. */
 #include "graph/eval.h"
 #include "core/alloc.h"
+#include "core/text.h"
 #include "graph/evaluation.h"
 
 #include <limits.h>
@@ -236,35 +237,34 @@ tp_status tp_graph_memory(tp_graph *graph, tp_lazy *const *outputs, int n, uint6
     return TP_OK;
 }
 
-typedef struct text {
-    char *data;
-    size_t used, capacity;
+typedef struct explanation {
+    tpi_text text;
     tp_status status;
-} text;
+} explanation;
 
 static void add_line(void *user, const char *line) {
-    text *t = user;
-    size_t length = strlen(line);
-    if (t->status == TP_OK) t->status = tpi_grow(&t->data, &t->capacity, t->used + length + 2, 1);
-    if (t->status != TP_OK) return;
-    memcpy(t->data + t->used, line, length);
-    memcpy(t->data + t->used + length, "\n", 2);
-    t->used += length + 1;
+    explanation *e = user;
+    const size_t length = strlen(line);
+    if (e->status == TP_OK) e->status = tpi_text_reserve(&e->text, length + 2);
+    if (e->status != TP_OK) return;
+    memcpy(e->text.data + e->text.length, line, length);
+    memcpy(e->text.data + e->text.length + length, "\n", 2);
+    e->text.length += length + 1;
 }
 
 tp_status tp_graph_explain(tp_graph *graph, tp_lazy *const *outputs, int n, char **out) {
     request r = {.graph = graph};
     tpi_plan *plan;
-    text t = {0};
+    explanation e = {0};
     *out = NULL;
     tp_status status = only_plan(&r, outputs, n, &plan);
     if (status == TP_OK) {
-        tpi_plan_describe(plan, add_line, &t);
-        status = t.status;
+        tpi_plan_describe(plan, add_line, &e);
+        status = e.status;
     }
     if (status != TP_OK)
-        tpi_free(t.data);
+        tpi_text_free(&e.text);
     else
-        *out = t.data;
+        *out = e.text.data;
     return status;
 }

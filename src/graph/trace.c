@@ -1,29 +1,20 @@
 /* A recording as text, as a Graphviz graph, or as JSON: one walk, three ways to write a node. */
 #include "graph/graph.h"
-#include "core/alloc.h"
+#include "core/text.h"
 
-#include <stdarg.h>
-#include <stdio.h>
-
+/* The first failure sticks. */
 typedef struct writer {
-    char *data;
-    size_t used, capacity;
+    tpi_text text;
     tp_status status;
 } writer;
 
 static void put(writer *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 static void put(writer *w, const char *format, ...) {
-    char text[256];
     va_list args;
     va_start(args, format);
-    int length = vsnprintf(text, sizeof text, format, args);
+    if (w->status == TP_OK) w->status = tpi_text_print(&w->text, format, args);
     va_end(args);
-    if (length < 0 || (size_t)length >= sizeof text) length = (int)sizeof text - 1;
-    if (w->status == TP_OK) w->status = tpi_grow(&w->data, &w->capacity, w->used + (size_t)length + 1, 1);
-    if (w->status != TP_OK) return;
-    __builtin_memcpy(w->data + w->used, text, (size_t)length + 1);
-    w->used += (size_t)length;
 }
 
 static uint32_t input_id(const tp_lazy *node, int k) {
@@ -68,8 +59,8 @@ tp_status tp_graph_trace(tp_graph *graph, tp_trace_format format, char **out) {
     }
     put(&w, "%s", formats[format].end);
     if (w.status != TP_OK)
-        tpi_free(w.data);
+        tpi_text_free(&w.text);
     else
-        *out = w.data;
+        *out = w.text.data;
     return w.status;
 }

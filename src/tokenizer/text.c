@@ -1,31 +1,11 @@
 /* UTF-8 by one function, `scan`, which says how long the sequence at a place is and whether it is well
  * formed; everything else walks with it. */
 #include "tokenizer/text.h"
-#include "core/alloc.h"
 
 #include <string.h>
 #include <utf8proc.h>
 
 static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
-
-tp_status tpi_text_reserve(tpi_text *text, size_t extra) {
-    size_t wanted = 0;
-    if (!tpi_add_size(text->length, extra, &wanted)) wanted = SIZE_MAX;
-    return tpi_grow(&text->data, &text->capacity, wanted, 1);
-}
-
-tp_status tpi_text_append(tpi_text *text, const char *bytes, size_t length) {
-    tp_status status = tpi_text_reserve(text, length);
-    if (status != TP_OK || length == 0) return status;
-    memcpy(text->data + text->length, bytes, length);
-    text->length += length;
-    return TP_OK;
-}
-
-void tpi_text_free(tpi_text *text) {
-    tpi_free(text->data);
-    *text = (tpi_text){0};
-}
 
 typedef enum form { WELL, ILL, UNFINISHED } form;
 

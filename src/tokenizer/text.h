@@ -1,20 +1,14 @@
-/* Text while it is tokenized: growable bytes, and questions about characters.
+/* Text while it is tokenized: UTF-8, and questions about characters.
  *
- * Invariant: but for the arguments of the two "lossy" functions and tpi_text_byte, text is valid UTF-8. A
- * zeroed tpi_text is empty; tpi_text_free makes it so again. */
+ * Invariant: but for the arguments of the two "lossy" functions and tpi_text_byte, text is valid UTF-8. */
 #ifndef TAPER_TOKENIZER_TEXT_H
 #define TAPER_TOKENIZER_TEXT_H
 
-#include "taper/status.h"
+#include "core/text.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-typedef struct tpi_text {
-    char *data;
-    size_t length, capacity;
-} tpi_text;
 
 /* Where a piece of a text stands: whether it gets what marks the beginning of a word depends on it. */
 typedef enum tpi_standing {
@@ -22,11 +16,6 @@ typedef enum tpi_standing {
     TPI_STANDS_BEHIND,   /* behind an added token or another piece */
     TPI_STANDS_CONTINUED /* the text begins with it, but continues another one */
 } tpi_standing;
-
-/* Room for `extra` bytes more. The others may fail with TP_ENOMEM only, and then change nothing. */
-tp_status tpi_text_reserve(tpi_text *text, size_t extra);
-tp_status tpi_text_append(tpi_text *text, const char *bytes, size_t length);
-void tpi_text_free(tpi_text *text);
 
 /* Appends `bytes` with each maximal ill-formed sequence replaced by U+FFFD (Unicode 3.9, "substitution of
  * maximal subparts"). */

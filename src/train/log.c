@@ -3,6 +3,7 @@
 
 #include "core/alloc.h"
 #include "core/error.h"
+#include "core/text.h"
 #include "io/file.h"
 #include "io/json_write.h"
 #include "io/jsonl.h"
@@ -27,21 +28,13 @@ static tpi_curve *curve_of(tpi_log *log, const char *event) {
 
 /* ---- opening ---- */
 
-typedef struct text {
-    char *bytes;
-    size_t count, capacity;
-} text;
-
-static tp_status keep_line(text *kept, const char *line, size_t length) {
-    TPI_TRY(tpi_grow(&kept->bytes, &kept->capacity, kept->count + length + 1, 1));
-    memcpy(kept->bytes + kept->count, line, length);
-    kept->bytes[kept->count + length] = '\n';
-    kept->count += length + 1;
-    return TP_OK;
+static tp_status keep_line(tpi_text *kept, const char *line, size_t length) {
+    TPI_TRY(tpi_text_append(kept, line, length));
+    return tpi_text_append(kept, "\n", 1);
 }
 
 /* Keeps a line of a step up to `iter`. */
-static tp_status take_record(tpi_log *log, tpi_json record, int64_t iter, text *kept, const char *line,
+static tp_status take_record(tpi_log *log, tpi_json record, int64_t iter, tpi_text *kept, const char *line,
                              size_t length) {
     int64_t at;
     double loss;
@@ -55,7 +48,7 @@ static tp_status take_record(tpi_log *log, tpi_json record, int64_t iter, text *
     return curve ? add_point(curve, at, loss) : TP_OK;
 }
 
-static tp_status read_records(tpi_log *log, const char *data, size_t size, int64_t iter, text *kept) {
+static tp_status read_records(tpi_log *log, const char *data, size_t size, int64_t iter, tpi_text *kept) {
     tpi_lines lines;
     const char *line;
     size_t length;
@@ -75,16 +68,16 @@ static tp_status read_records(tpi_log *log, const char *data, size_t size, int64
 
 static tp_status open_log(tpi_log *log, const char *directory, int64_t iter) {
     if (!(log->path = tpi_path_join(directory, "log.jsonl"))) return TP_ENOMEM;
-    text kept = {0};
+    tpi_text kept = {0};
     char *data = NULL;
     size_t size = 0;
     tp_status status = TP_OK;
     if (iter >= 0 && tpi_path_exists(log->path))
         status = tpi_file_read(log->path, SIZE_MAX / 2, &data, &size);
     if (status == TP_OK && data) status = read_records(log, data, size, iter, &kept);
-    if (status == TP_OK) status = tpi_file_write(log->path, kept.count ? kept.bytes : "", kept.count);
+    if (status == TP_OK) status = tpi_file_write(log->path, kept.length ? kept.data : "", kept.length);
     tpi_free(data);
-    tpi_free(kept.bytes);
+    tpi_text_free(&kept);
     return status;
 }
 

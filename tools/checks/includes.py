@@ -26,7 +26,7 @@ MAY = {
     "ops": {"core", "graph"},
     "autograd": {"core", "graph", "ops"},
     "io": {"core/alloc.h", "core/error.h", "core/hash.h"},
-    "tokenizer": {"core/alloc.h", "core/error.h", "core/hash.h", "io"},
+    "tokenizer": {"core/alloc.h", "core/error.h", "core/hash.h", "core/text.h", "io"},
     "nn": ABOVE,
     "models": ABOVE | {"nn", "io"},
     "adapters": HIGH,
