@@ -1,17 +1,14 @@
-/* Matching targets. Names and groups are plain comparisons; expressions run in PCRE2, with limits, so that a
- * hostile one fails instead of running for ever. */
+/* Matching targets. Names and groups are plain comparisons; the rest are regular expressions. */
 #include "models/targets.h"
 
 #include "core/alloc.h"
 #include "core/error.h"
+#include "core/regex.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 #include <stdio.h>
 #include <string.h>
 
-#define MATCH_STEPS 1000000u
-#define NEAREST     3
+#define NEAREST 3
 
 tpi_target tpi_target_of(const char *word) {
     static const struct {
@@ -29,53 +26,18 @@ tpi_target tpi_target_of(const char *word) {
 /* ---- expressions ---- */
 
 typedef struct expression {
-    pcre2_code *code;
-    pcre2_match_data *data;
-    pcre2_match_context *limits;
+    tpi_regex *regex;
+    tpi_matcher *matcher;
 } expression;
 
-static void *allocate(PCRE2_SIZE bytes, void *unused) {
-    (void)unused;
-    return tpi_malloc(bytes);
-}
-
-static void release(void *pointer, void *unused) {
-    (void)unused;
-    tpi_free(pointer);
-}
-
 static void free_expression(expression *e) {
-    pcre2_match_data_free(e->data);
-    pcre2_match_context_free(e->limits);
-    pcre2_code_free(e->code);
-}
-
-static tp_status compile_text(expression *e, const char *text, pcre2_compile_context *context) {
-    const uint32_t options = PCRE2_UTF | PCRE2_ANCHORED | PCRE2_ENDANCHORED;
-    int error;
-    PCRE2_SIZE offset;
-    e->code = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, options, &error, &offset, context);
-    if (e->code) return TP_OK;
-    if (error == PCRE2_ERROR_HEAP_FAILED) return tpi_fail(TP_ENOMEM, "out of memory: compiling a pattern");
-    PCRE2_UCHAR reason[128] = "";
-    pcre2_get_error_message(error, reason, sizeof reason);
-    return tpi_fail(TP_EINVAL, "pattern \"%.100s\": %s at offset %zu", text, (const char *)reason,
-                    (size_t)offset);
+    tpi_regex_destroy(e->regex);
+    tpi_matcher_destroy(e->matcher);
 }
 
 static tp_status compile(expression *e, const char *text) {
-    pcre2_general_context *memory = pcre2_general_context_create(allocate, release, NULL);
-    pcre2_compile_context *context = memory ? pcre2_compile_context_create(memory) : NULL;
-    e->data = memory ? pcre2_match_data_create(1, memory) : NULL;
-    e->limits = memory ? pcre2_match_context_create(memory) : NULL;
-    tp_status status = TP_ENOMEM;
-    if (context && e->data && e->limits) {
-        pcre2_set_match_limit(e->limits, MATCH_STEPS);
-        status = compile_text(e, text, context);
-    }
-    pcre2_compile_context_free(context);
-    pcre2_general_context_free(memory);
-    return status;
+    TPI_TRY(tpi_matcher_create(&e->matcher));
+    return tpi_regex_create(text, strlen(text), TPI_REGEX_WHOLE, TP_EINVAL, &e->regex);
 }
 
 static tp_status compile_target(expression *e, const tpi_target *target) {
@@ -88,11 +50,8 @@ static tp_status compile_target(expression *e, const tpi_target *target) {
 }
 
 static tp_status match_expression(const expression *e, const char *path, bool *out) {
-    int rc = pcre2_match(e->code, (PCRE2_SPTR)path, strlen(path), 0, 0, e->data, e->limits);
-    *out = rc >= 0;
-    if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH) return TP_OK;
-    if (rc == PCRE2_ERROR_NOMEMORY) return tpi_fail(TP_ENOMEM, "out of memory: matching a pattern");
-    return tpi_fail(TP_EINVAL, "matching \"%s\" takes the pattern too many steps (PCRE2 error %d)", path, rc);
+    size_t start, end;
+    return tpi_regex_find(e->regex, e->matcher, path, strlen(path), 0, out, &start, &end);
 }
 
 /* ---- targets ---- */
@@ -132,7 +91,7 @@ static tp_status match(const tpi_target *target, const expression *e, const tp_l
 
 tp_status tpi_target_walk(const tpi_target *target, const tp_linear *linears, int count,
                           void (*visit)(void *user, int k), void *user, int *matches) {
-    expression e = {NULL, NULL, NULL};
+    expression e = {NULL, NULL};
     tp_status status = TP_OK;
     int found = 0;
     if (target->kind == TPI_TARGET_REGEX || target->kind == TPI_TARGET_PATTERN)

@@ -38,7 +38,7 @@ static tp_status read_step(tpi_json step, const step_type *types, const char *li
 }
 
 /* {"Regex": ...} or {"String": ...}. */
-static tp_status read_pattern(tpi_json step, tpi_pattern **out) {
+static tp_status read_pattern(tpi_json step, tpi_regex **out) {
     tpi_json pattern;
     const char *source;
     TPI_TRY(tpi_json_get_object(step, "pattern", &pattern));
@@ -131,7 +131,7 @@ static tp_status add_split_step(tp_tokenizer *tokenizer, tpi_split_step step) {
     if (status == TP_OK)
         s->steps[s->count++] = step;
     else
-        tpi_pattern_destroy(step.pattern);
+        tpi_regex_destroy(step.pattern);
     return status;
 }
 

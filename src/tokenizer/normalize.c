@@ -155,7 +155,7 @@ void tpi_normal_scratch_free(tpi_normal_scratch *scratch) {
 
 void tpi_normalizer_free(tpi_normalizer *normalizer) {
     for (size_t i = 0; i < normalizer->count; i++) {
-        tpi_pattern_destroy(normalizer->steps[i].pattern);
+        tpi_regex_destroy(normalizer->steps[i].pattern);
         tpi_free(normalizer->steps[i].content);
     }
     tpi_free(normalizer->steps);

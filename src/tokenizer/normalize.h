@@ -18,8 +18,8 @@ typedef enum tpi_normal_kind {
 
 typedef struct tpi_normal_step {
     tpi_normal_kind kind;
-    tpi_pattern *pattern; /* owned */
-    char *content;        /* owned */
+    tpi_regex *pattern; /* owned */
+    char *content;      /* owned */
 } tpi_normal_step;
 
 typedef struct tpi_normalizer {

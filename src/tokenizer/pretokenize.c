@@ -107,7 +107,7 @@ tp_status tpi_split(tpi_split_walk *walk, const char *text, size_t length, tpi_s
 }
 
 void tpi_splitter_free(tpi_splitter *splitter) {
-    for (size_t i = 0; i < splitter->count; i++) tpi_pattern_destroy(splitter->steps[i].pattern);
+    for (size_t i = 0; i < splitter->count; i++) tpi_regex_destroy(splitter->steps[i].pattern);
     tpi_free(splitter->steps);
     *splitter = (tpi_splitter){0};
 }

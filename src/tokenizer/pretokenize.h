@@ -25,7 +25,7 @@ typedef enum tpi_prefix {
 } tpi_prefix;
 
 typedef struct tpi_split_step {
-    tpi_pattern *pattern; /* owned; NULL: not a split, but `mark` for every blank, and as a prefix */
+    tpi_regex *pattern; /* owned; NULL: not a split, but `mark` for every blank, and as a prefix */
     tpi_split_behavior behavior;
     bool invert; /* what lies between takes the matches' part */
     tpi_prefix prefix;
