@@ -1,8 +1,10 @@
 /* What threads may share, for the thread sanitizer: one context, its plan cache, pool and queue, tensors that
  * all read, a tokenizer. Each thread records the same program in a graph of its own, evaluates it at once, on
- * the queue and eagerly, and must get the same numbers. A plain program: exit status 0 means that they did.
+ * the queue and eagerly, and must get the same numbers; and each has a state of its own, which one program
+ * assigned with those of all before. A plain program: exit status 0 means that they did.
  */
 #include "taper/eager.h"
+#include "taper/program.h"
 #include "taper/tokenizer.h"
 
 #include <pthread.h>
@@ -17,7 +19,7 @@
 #define COLUMNS 96
 
 static tp_context *ctx;
-static tp_tensor *input, *weight;
+static tp_tensor *input, *weight, *states[THREADS];
 static tp_tokenizer *tokenizer;
 static float expected[ROWS * COLUMNS];
 static atomic_int callbacks;
@@ -45,9 +47,13 @@ static void evaluate_now(tp_graph *g) {
     tp_graph_reset(g);
 }
 
+/* Evaluates, too: on the queue's own thread. */
 static void count(void *user, tp_status status) {
+    tp_tensor *sum;
     (void)user;
     require(status == TP_OK, "callback");
+    require(tp_tensor_add(weight, weight, &sum) == TP_OK, "evaluation in a callback");
+    tp_tensor_release(sum);
     atomic_fetch_add(&callbacks, 1);
 }
 
@@ -89,10 +95,37 @@ static void encode(void) {
     tp_ids_free(ids);
 }
 
-static void *work(void *unused) {
-    (void)unused;
+/* A program that counts `n` states from `first` on up by one. */
+static tp_program *counter(tp_graph *g, int first, int n) {
+    tp_program *p;
+    for (int i = first; i < first + n; i++) {
+        tp_lazy *s = tp_lazy_from_tensor(g, states[i]);
+        tp_lazy_assign(s, tp_lazy_add_scalar(s, 1));
+    }
+    require(tp_program_create(&p, g, NULL, 0) == TP_OK, "program");
+    tp_graph_reset(g);
+    return p;
+}
+
+/* What is recorded on a state is stale when its own thread has assigned it, not another. */
+static void count_states(tp_graph *g, int thread) {
+    tp_program *p = counter(g, thread, 1);
+    for (int i = 0; i < ROUNDS; i++) {
+        tp_tensor *y;
+        tp_lazy *doubled = tp_lazy_mul_scalar(tp_lazy_from_tensor(g, states[thread]), 2);
+        require(tp_lazy_eval(doubled, &y) == TP_OK, "a state of this thread");
+        require(*(const float *)tp_tensor_data(y) == 2 * (float)(i + 1), "state: another number");
+        tp_tensor_release(y);
+        tp_graph_reset(g);
+        require(tp_program_run(p, NULL) == TP_OK, "program");
+    }
+    tp_program_destroy(p);
+}
+
+static void *work(void *thread) {
     tp_graph *g;
     require(tp_graph_create(&g, ctx) == TP_OK, "graph");
+    count_states(g, (int)((tp_tensor **)thread - states));
     for (int round = 0; round < ROUNDS; round++) {
         evaluate_now(g);
         evaluate_queued(g);
@@ -119,15 +152,22 @@ int main(void) {
     require(tp_lazy_eval(record(g), &y) == TP_OK, "reference");
     memcpy(expected, tp_tensor_data(y), sizeof expected);
     tp_tensor_release(y);
+    for (int i = 0; i < THREADS; i++)
+        require(tp_tensor_zeros(tp_device_cpu(ctx), TP_F32, 0, NULL, &states[i]) == TP_OK, "state");
+    tp_program *all = counter(g, 0, THREADS);
+    require(tp_program_run(all, NULL) == TP_OK, "program");
+    tp_program_destroy(all);
     tp_graph_destroy(g);
 
     pthread_t threads[THREADS];
-    for (int i = 0; i < THREADS; i++) require(pthread_create(&threads[i], NULL, work, NULL) == 0, "thread");
+    for (int i = 0; i < THREADS; i++)
+        require(pthread_create(&threads[i], NULL, work, &states[i]) == 0, "thread");
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
 
     tp_tokenizer_release(tokenizer);
     tp_tensor_release(input);
     tp_tensor_release(weight);
+    for (int i = 0; i < THREADS; i++) tp_tensor_release(states[i]);
     tp_context_destroy(ctx); /* ends the queue, and so its callbacks */
     require(atomic_load(&callbacks) == THREADS * ROUNDS, "callbacks");
     return 0;
