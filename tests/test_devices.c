@@ -240,6 +240,32 @@ Test(devices, operands_and_outputs_are_on_one_device) {
     tp_tensor_release(here), tp_tensor_release(there);
 }
 
+/* Memory and plan are asked for without running anything, so a recording that crosses has neither. */
+Test(devices, asking_for_a_plan_runs_nothing) {
+    tp_tensor *x = on_gpu(1, SHAPE(2), (float[]){1, 2});
+    tp_lazy *leaf = tp_lazy_from_tensor(g, x);
+    tp_lazy *y = tp_lazy_neg(tp_lazy_to_device(tp_lazy_neg(leaf), tp_device_cpu(ctx)));
+    uint64_t bytes;
+    char *text;
+    const int before = f->runs;
+    must_fail(tp_graph_memory(g, &y, 1, &bytes), TP_EUNSUPPORTED, "copies between devices");
+    must_fail(tp_graph_explain(g, &y, 1, &text), TP_EUNSUPPORTED, "copies between devices");
+    cr_expect_eq(f->runs, before);
+    tp_tensor_release(x);
+}
+
+/* What an assignment gives goes to another device as the value that is assigned. */
+Test(devices, an_assigned_value_crosses) {
+    tp_tensor *state = tensor_of(1, SHAPE(2), (float[]){1, 2}), *out;
+    tp_lazy *s = tp_lazy_from_tensor(g, state);
+    tp_lazy *next = tp_lazy_assign(s, tp_lazy_add_scalar(s, 1));
+    tp_lazy *back = tp_lazy_to_device(tp_lazy_neg(tp_lazy_to_device(next, gpu)), tp_device_cpu(ctx));
+    must(tp_lazy_eval(back, &out));
+    expect_read(out, (float[]){-2, -3}, 2);
+    expect_read(state, (float[]){2, 3}, 2);
+    tp_tensor_release(state), tp_tensor_release(out);
+}
+
 /* Rows 1 and `id` of a table, and state that becomes their sum. */
 static tp_status gather_into(tp_tensor *state, int32_t id, tp_tensor **rows) {
     tp_tensor *table, *ids;

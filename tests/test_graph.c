@@ -473,6 +473,26 @@ Test(state, evaluated_nodes_and_leaves_of_their_tensors) {
     tp_tensor_release(out), tp_tensor_release(r[0]), tp_tensor_release(r[1]), tp_tensor_release(s);
 }
 
+/* A device's number is all that a plan knows of it. */
+Test(graph, a_device_of_another_context_is_refused) {
+    tp_context *other;
+    must(tp_context_create(&other, NULL));
+    cr_assert_null(tp_lazy_zeros(g, tp_device_cpu(other), TP_F32, 1, SHAPE(2)));
+    must_fail(tp_graph_status(g), TP_EGRAPH, "the device belongs to another context");
+    tp_context_destroy(other);
+}
+
+/* An update that got no value must not be left out silently. */
+Test(graph, an_operand_that_is_null_sticks) {
+    tp_lazy *x = random_leaf(1, SHAPE(2), 1);
+    cr_assert_null(tp_lazy_assign(x, NULL));
+    must_fail(tp_graph_status(g), TP_EINVAL, "assign (call 1): operand 1 is NULL");
+    tp_graph_reset(g);
+    x = random_leaf(1, SHAPE(2), 1);
+    cr_assert_null(tp_lazy_add(NULL, x));
+    must_fail(tp_graph_status(g), TP_EINVAL, "add (call 1): operand 0 is NULL");
+}
+
 Test(state, what_cannot_be_assigned) {
     static const float memory[4] = {1, 2, 3, 4};
     tp_tensor *foreign;

@@ -153,6 +153,7 @@ static tp_lazy *fail_operation(tp_graph *graph, tpi_op op, tp_status status) {
 tp_lazy *tpi_record_anew(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
                          const void *attr, size_t attr_bytes) {
     const tpi_op_desc *desc = &tpi_ops[op];
+    for (int k = 0; k < n_in && !graph; k++) graph = inputs[k] ? inputs[k]->graph : NULL;
     if (!graph || graph->status != TP_OK) return NULL;
     for (int k = 0; k < n_in; k++)
         if (!inputs[k])
@@ -178,7 +179,7 @@ tp_lazy *tpi_record_anew(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy 
 
 tp_lazy *tpi_record_op(tp_graph *graph, tp_device *device, tpi_op op, tp_lazy *const *inputs, int n_in,
                        const void *attr, size_t attr_bytes) {
-    for (int k = 0; k < n_in && !graph; k++) graph = inputs[k] ? inputs[k]->graph : NULL;
+    if (!graph && n_in > 0 && inputs[0]) graph = inputs[0]->graph;
     tp_lazy *node = graph ? tpi_repeat(graph, device, op, NULL, inputs, n_in, attr, attr_bytes) : NULL;
     return node ? node : tpi_record_anew(graph, device, op, inputs, n_in, attr, attr_bytes);
 }

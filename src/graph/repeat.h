@@ -8,9 +8,8 @@
 #ifndef TAPER_GRAPH_REPEAT_H
 #define TAPER_GRAPH_REPEAT_H
 
+#include "core/hash.h"
 #include "graph/graph.h"
-
-#include <string.h>
 
 /* Gives up what stands from the next place on; its memory is free for other nodes. A new node begins with it.
  */
@@ -20,7 +19,7 @@ void tpi_repeat_end(tpi_tape *tape);
  * recorded in this generation, of this graph; `device` may be NULL where it is the operands'. `out` is the
  * shape of a leaf, which nothing else determines. */
 static inline bool tpi_stands(tp_lazy *const *place, const tp_device *device, tpi_op op,
-                              const tpi_signature *out, tp_lazy *const *inputs, int n_in, const char *attr,
+                              const tpi_signature *out, tp_lazy *const *inputs, int n_in, const void *attr,
                               size_t attr_bytes) {
     const tpi_record *record = &(*place)->record;
     if (record->op != op || record->n_in != n_in || record->n_attr * 8u != attr_bytes) return false;
@@ -29,11 +28,8 @@ static inline bool tpi_stands(tp_lazy *const *place, const tp_device *device, tp
     for (int k = 0; k < n_in; k++)
         if (place[-(ptrdiff_t)((const uint32_t *)words)[k]] != inputs[k]) return false;
     words += ((size_t)n_in + 1) / 2;
-    for (size_t at = 0; at < attr_bytes; at += 8, words++) { /* few words: no call to memcmp */
-        uint64_t word;
-        memcpy(&word, attr + at, sizeof word);
-        if (*words != word) return false;
-    }
+    for (size_t i = 0; i < attr_bytes / 8; i++) /* few words: no call to memcmp */
+        if (tpi_word(words, i) != tpi_word(attr, i)) return false;
     bool same = !out || (record->dtype == out->dtype && record->rank == out->rank);
     for (int d = 0; out && same && d < out->rank; d++) same = tpi_node_shape(*place)[d] == out->shape[d];
     return same;
