@@ -450,6 +450,26 @@ Test(adapters, saving_refuses) {
     tp_model_destroy(tied);
 }
 
+Test(adapters, merging_gives_finite_weights) {
+    tp_adapter *adapter;
+    tp_adapter_options options = TP_ADAPTER_OPTIONS_INIT;
+    tp_adapter_module module;
+    must(tp_adapter_create(&adapter, model, &options));
+    must(tp_adapter_get_module(adapter, 0, &module));
+    const size_t count = (size_t)tp_tensor_count(module.b);
+    float *ones = malloc(count * sizeof *ones);
+    for (size_t i = 0; i < count; i++) ones[i] = 1;
+    must(tp_tensor_write(module.b, ones, count * sizeof *ones));
+    free(ones);
+    const tp_adapter_use use = {adapter, 1e12};
+    tp_model_save_options half = {sizeof half, true, TP_F16, &use, 1};
+    must_fail(tp_model_save(model, in_directory("m"), &half), TP_ENONFINITE, "as f16");
+    cr_expect_not(tpi_path_exists(in_directory("m/model.safetensors")));
+    half.dtype = TP_F32;
+    must(tp_model_save(model, in_directory("m"), &half));
+    tp_adapter_destroy(adapter);
+}
+
 Test(adapters, saving_converts) {
     tp_model *narrow;
     const tp_model_save_options options = {sizeof options, true, TP_BF16, NULL, 0};

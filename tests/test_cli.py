@@ -243,6 +243,30 @@ class CliTest(unittest.TestCase):
         run.communicate(timeout=120)
         self.assertEqual(run.returncode, 130)
 
+    def test_a_configuration_is_one_document_of_plain_options(self):
+        for text, part in (
+            (b"rank: 8\n---\nbogus: 1\n", ":2: expected one document"),
+            (b"rank: 8\n...\nbogus\n", ":2: expected one document"),
+            ("rank: 8\nlr: abc\n".encode("utf-16"), "in UTF-8"),
+            (b"rank: 8\0lr: abc\n", "in UTF-8"),
+            (b"a: &a 8\nrank: *a\n", "unknown key"),
+            (b"rank: &a 8\nalpha: *a\n", "an alias"),
+            (b"- rank\n", "expected a mapping"),
+        ):
+            path = self.work / "odd.yaml"
+            path.write_bytes(text)
+            run = taper(*self.train_args("odd", "-c", path, "--dry-run"))
+            self.assertIn(run.returncode, (2, 3), text)
+            self.assertIn(part, run.stderr)
+        run = taper(*self.train_args("odd", "-c", self.work, "--dry-run"))
+        self.assertEqual(run.returncode, 3)
+        self.assertIn("s a directory", run.stderr)
+
+    def test_underscores_are_explained(self):
+        run = taper("train", "--batch_size", "3")
+        self.assertEqual(run.returncode, 2)
+        self.assertIn("unknown option --batch_size; did you mean --batch-size?", run.stderr)
+
     def test_a_second_signal_of_either_kind_ends_at_once(self):
         run = self.start_long_run("twice")
         run.send_signal(signal.SIGSTOP)  # so that it gets both before it does anything

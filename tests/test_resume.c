@@ -129,6 +129,9 @@ Test(run, a_checkpoint_of_another_run_is_refused_by_name) {
     write_rows(in_root("data/train.jsonl"), 22, 1);
     must_fail(run(&options, &w, NULL), TP_EINVAL, "other training data");
     write_rows(in_root("data/train.jsonl"), 22, 0);
+    write_rows(in_root("data/valid.jsonl"), 6, 2);
+    must_fail(run(&options, &w, NULL), TP_EINVAL, "other validation data");
+    write_rows(in_root("data/valid.jsonl"), 6, 3);
     flip_model(in_root("model"));
     must_fail(run(&options, &w, NULL), TP_EINVAL, "another model or other weights");
     flip_model(in_root("model"));
@@ -186,6 +189,8 @@ static void intrude(void *user, const tp_train_record *record) {
     witness second = {0};
     put_text(in_root("out/checkpoints.tmp-1-0"), "being written");
     tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
+    must_fail(run(&options, &second, NULL), TP_EINVAL, "out/best): resume it");
+    must(tpi_dir_remove(in_root("out/best")));
     must_fail(run(&options, &second, NULL), TP_EINVAL, "another process writes into it");
     cr_expect(tpi_path_exists(in_root("out/checkpoints.tmp-1-0")));
     cr_expect_eq(second.steps, 0);

@@ -255,6 +255,43 @@ Test(run, the_plan_knows_validation) {
     cr_expect_gt(bytes[1], bytes[0]);
 }
 
+/* Found before the first step, not when the weights are to be written. */
+Test(run, where_a_model_cannot_be_written_none_is_trained) {
+    static const struct {
+        const char *out, *part;
+    } cases[] = {{"model", "own directory"}, {"sharded", "sharded"}, {"data/train.jsonl", "not a directory"}};
+    must(tpi_dir_create(in_root("sharded")));
+    put_text(in_root("sharded/model.safetensors.index.json"), "{}");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        witness w = {0};
+        tp_train_options options = run_options(TP_TRAIN_FULL, in_root(cases[i].out));
+        options.model = in_root("model");
+        tp_status status = run(&options, &w, NULL);
+        cr_expect(status != TP_OK && strstr(tp_error_message(), cases[i].part), "%s: %s", cases[i].out,
+                  tp_error_message());
+        cr_expect_eq(w.steps, 0);
+    }
+    cr_expect_not(tpi_path_exists(in_root("model/taper.json")));
+}
+
+/* A layer that is named is adapted, also one that is in no block. */
+Test(run, the_head_is_a_target) {
+    tp_context *ctx = make_context();
+    tp_trainer *trainer;
+    tp_trainer_info with, without;
+    const char *const both[] = {"q_proj", "lm_head"};
+    tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
+    options.targets = both;
+    for (int n = 1; n <= 2; n++) {
+        options.target_count = n;
+        must(tp_trainer_create(&trainer, tp_device_cpu(ctx), &options));
+        tp_trainer_get_info(trainer, n == 1 ? &without : &with);
+        tp_trainer_destroy(trainer);
+    }
+    cr_expect_gt(with.trained_parameters, without.trained_parameters);
+    tp_context_destroy(ctx);
+}
+
 Test(run, bad_input_is_one_line) {
     witness w = {0};
     tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));

@@ -4,10 +4,12 @@
 #include "models/adapter.h"
 
 #include "core/alloc.h"
+#include "core/convert.h"
 #include "core/error.h"
 #include "io/json_write.h"
 #include "taper/ops.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -61,6 +63,22 @@ static tp_lazy *merged(tp_graph *g, tp_tensor *weight, const tpi_update *updates
     return w;
 }
 
+/* A merged weight that is not finite comes of a damaged adapter, or is too large for the file's dtype. */
+static tp_status check_finite(const tp_tensor *sum, tp_dtype dtype, const char *name) {
+    const size_t count = (size_t)tp_tensor_count(sum);
+    float *values = tpi_malloc(count * sizeof *values);
+    tp_status status = values ? tp_tensor_read(sum, TP_F32, values, count * sizeof *values) : TP_ENOMEM;
+    for (size_t i = 0; i < count && status == TP_OK; i++) {
+        float rounded;
+        tpi_store_f32(&rounded, dtype, 0, values[i]);
+        if (!isfinite(tpi_load_f32(&rounded, dtype, 0)))
+            status = tpi_fail(TP_ENONFINITE, "%s: %g at element %zu of the merged weight, as %s", name,
+                              (double)values[i], i, tp_dtype_name(dtype));
+    }
+    tpi_free(values);
+    return status;
+}
+
 static tp_status write_weight(void *user, size_t index, tpi_st_sink *sink) {
     const saver *s = user;
     const int i = (int)index, linear = linear_of(s->model, i);
@@ -75,6 +93,7 @@ static tp_status write_weight(void *user, size_t index, tpi_st_sink *sink) {
         status = w ? tp_lazy_eval(w, &sum) : tp_graph_status(s->graph);
         tp_graph_reset(s->graph);
     }
+    if (status == TP_OK && sum) status = check_finite(sum, file_dtype(s, i), s->model->weights[i].name);
     if (status == TP_OK) status = tpi_sink_tensor(sink, sum ? sum : weight, file_dtype(s, i));
     tp_tensor_release(sum);
     return status;
@@ -211,12 +230,27 @@ static tp_status write_files(const saver *s, const char *directory) {
     return transfer(s, CONFIG, directory, save_config);
 }
 
+tp_status tpi_model_check_target(const tp_model *model, const char *directory) {
+    if (tpi_path_exists(directory) && !tpi_path_is_directory(directory))
+        return tpi_fail(TP_EIO, "%s: not a directory", directory);
+    TPI_TRY(refuse_same(model, directory));
+    return refuse_index(directory);
+}
+
+/* Removes what killed processes left, where nobody writes into the directory now: it is no reason to fail. */
+static void clean(const char *directory) {
+    int lock;
+    if (tpi_dir_lock(directory, &lock) != TP_OK || lock < 0) return;
+    tpi_dir_remove_temporaries(directory);
+    tpi_dir_unlock(lock);
+}
+
 /* A directory with a config.json is whole, also if saving ends half-way. */
 static tp_status save_all(const saver *s, const char *directory) {
     tpi_atomic_dir *dir = NULL;
+    TPI_TRY(tpi_model_check_target(s->model, directory));
     TPI_TRY(tpi_dir_create(directory));
-    TPI_TRY(refuse_same(s->model, directory));
-    TPI_TRY(refuse_index(directory));
+    clean(directory);
     char *beside = tpi_path_join(directory, "model");
     tp_status status = beside ? tpi_atomic_dir_open(beside, &dir) : TP_ENOMEM;
     tpi_free(beside);

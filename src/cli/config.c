@@ -8,6 +8,8 @@
 #include <libfyaml.h>
 #include <string.h>
 
+#define MOST_BYTES (1 << 20)
+
 typedef struct reader {
     const option_table *table;
     const char *path;
@@ -38,7 +40,7 @@ static int set_items(const reader *r, const option_row *row, const char *where, 
         return cli_fail(EXIT_USAGE, "%s: expected one value, got a list", where);
     void *at = NULL;
     for (struct fy_node *item; (item = fy_node_sequence_iterate(list, &at));) {
-        const char *text = fy_node_is_scalar(item) ? text_of(item) : NULL;
+        const char *text = fy_node_is_scalar(item) && !fy_node_is_alias(item) ? text_of(item) : NULL;
         if (!text) return cli_fail(EXIT_USAGE, "%s: expected a list of texts", where);
         const int code = option_set(row, r->values, where, text);
         if (code) return code;
@@ -62,6 +64,7 @@ static int set_pair(const reader *r, struct fy_node *key_node, struct fy_node *v
     if (r->given[index] || !value || fy_node_is_null(value)) return 0;
     const char *where = cli_asprintf("%s:%d: %s", r->path, line, key);
     if (fy_node_is_sequence(value)) return set_items(r, row, where, value);
+    if (fy_node_is_alias(value)) return cli_fail(EXIT_USAGE, "%s: expected a value, got an alias", where);
     const char *text = fy_node_is_scalar(value) ? text_of(value) : NULL;
     if (!text) return cli_fail(EXIT_USAGE, "%s: expected a value, got a mapping", where);
     return option_set(row, r->values, where, text);
@@ -87,13 +90,40 @@ static int explain(const char *path, struct fy_diag *diag) {
     return cli_fail(EXIT_FILE, "%s:%d:%d: %s", path, error->line, error->column, error->msg);
 }
 
-static int read_file(const reader *r, FILE *file, struct fy_diag *diag) {
-    const struct fy_parse_cfg config = {.flags = FYPCF_QUIET | FYPCF_RESOLVE_DOCUMENT, .diag = diag};
-    struct fy_document *document = fy_document_build_from_fp(&config, file);
+/* One document of options: aliases are not followed, for a few of them can name gigabytes. */
+static int read_text(const reader *r, const char *text, size_t length, struct fy_diag *diag) {
+    const struct fy_parse_cfg config = {.flags = FYPCF_QUIET, .diag = diag};
+    struct fy_document *document = fy_document_build_from_string(&config, text, length);
     if (!document) return explain(r->path, diag);
     const int code = set_all(r, document);
     fy_document_destroy(document);
     return code;
+}
+
+/* Where a line begins with `mark`, the number of that line; else 0. */
+static int line_that_begins(const char *text, const char *mark, int from) {
+    int line = 1;
+    for (const char *at = text; at; at = strchr(at, '\n'), at = at ? at + 1 : NULL, line++)
+        if (line >= from && strncmp(at, mark, strlen(mark)) == 0) return line;
+    return 0;
+}
+
+/* What YAML has and options do not need would be passed over without a word. */
+static int check_text(const char *path, const char *text, size_t length) {
+    if (strlen(text) != length) return cli_fail(EXIT_FILE, "%s: expected a text in UTF-8", path);
+    const int line = line_that_begins(text, "...", 1), second = line_that_begins(text, "---", 2);
+    if (line || second)
+        return cli_fail(EXIT_FILE, "%s:%d: expected one document of options", path, line ? line : second);
+    return 0;
+}
+
+static int read_file(const reader *r, FILE *file, struct fy_diag *diag) {
+    char *text = cli_alloc(MOST_BYTES + 2, 1);
+    const size_t length = fread(text, 1, MOST_BYTES + 1, file);
+    if (ferror(file)) return cli_fail(EXIT_FILE, "%s: %s", r->path, strerror(errno));
+    if (length > MOST_BYTES) return cli_fail(EXIT_FILE, "%s: larger than %d bytes", r->path, MOST_BYTES);
+    const int code = check_text(r->path, text, length);
+    return code ? code : read_text(r, text, length, diag);
 }
 
 int config_read(const option_table *table, const char *path, const bool *given, void *values) {

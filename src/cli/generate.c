@@ -101,9 +101,13 @@ static void interrupt(void) {
     interrupted = 1;
 }
 
-/* Ends generation when the text cannot be written: main says why. */
+/* Ends generation when the text cannot be written: main says why. Before the first piece there is nothing
+ * that an interruption should leave in order. */
 static bool print_piece(void *user, int32_t id, const char *text, size_t length) {
-    (void)user, (void)id;
+    bool *begun = user;
+    (void)id;
+    if (!*begun) on_interrupt(interrupt);
+    *begun = true;
     fwrite(text, 1, length, stdout);
     return cli_flush() && !interrupted;
 }
@@ -115,13 +119,23 @@ static void print_stats(const tp_generate_stats *stats) {
             (long long)stats->tokens, t > 0 ? (double)stats->tokens / t : 0.0);
 }
 
-static int run_generator(tp_generator *generator, const arguments *a, const char *prompt, size_t length) {
+static void warn_of_length(const tp_model *model, int64_t tokens) {
+    tp_model_info info;
+    tp_model_get_info(model, &info);
+    if (info.max_positions == 0 || tokens <= info.max_positions) return;
+    fprintf(stderr, "taper: warning: %lld tokens, and the model was trained on no more than %lld\n",
+            (long long)tokens, (long long)info.max_positions);
+}
+
+static int run_generator(tp_generator *generator, const tp_model *model, const arguments *a,
+                         const char *prompt, size_t length) {
     tp_generate_stats stats;
-    on_interrupt(interrupt);
-    tp_status status = tp_generate(generator, prompt, length, &a->generate, print_piece, NULL, &stats);
+    bool begun = false;
+    tp_status status = tp_generate(generator, prompt, length, &a->generate, print_piece, &begun, &stats);
     if (status != TP_OK) return cli_fail_status(status);
     if (!ferror(stdout)) putchar('\n');
     if (a->stats) print_stats(&stats);
+    warn_of_length(model, stats.prompt_tokens + stats.tokens);
     return interrupted ? EXIT_INTERRUPTED : EXIT_OK;
 }
 
@@ -133,7 +147,7 @@ static int generate(session *s, const arguments *a, const char *prompt, size_t l
     status = tp_generator_create(&generator, s->model, tokenizer, s->adapters, s->adapter_count);
     tp_tokenizer_release(tokenizer);
     if (status != TP_OK) return cli_fail_status(status);
-    const int code = run_generator(generator, a, prompt, length);
+    const int code = run_generator(generator, s->model, a, prompt, length);
     tp_generator_destroy(generator);
     return code;
 }

@@ -70,8 +70,9 @@ static int run(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
-    signal(SIGPIPE,
-           SIG_IGN); /* a reader that is gone is a failed write, and no reason to lose a training run */
+    /* A reader that is gone and a file that may not grow are failed writes, and no reason to lose a run. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     const int code = cli_close_stdout(run(argc, argv));
     cli_free_all();
     return code;

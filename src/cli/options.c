@@ -155,6 +155,9 @@ static int explain(const option_table *table, const char *argument) {
     const char *name = argument + 2;
     const size_t length = strcspn(name, "=");
     const option_row *row = option_find(table, name, length);
+    if (row && strncmp(row->name, name, length) != 0 && memchr(name, '_', length))
+        return cli_fail(EXIT_USAGE, "%s: unknown option --%.*s; did you mean --%s?", command, (int)length,
+                        name, row->name);
     if (row && name[length]) return cli_fail(EXIT_USAGE, "%s: --%s takes no value", command, row->name);
     if (row) return cli_fail(EXIT_USAGE, "%s: --%s needs a value", command, row->name);
     const char *guess = option_nearest(table, cli_strndup(name, length));

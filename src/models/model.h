@@ -52,4 +52,8 @@ static inline int tpi_model_head_index(const tp_model *model) {
     return model->linear_count - 1;
 }
 
+/* TP_EINVAL where tp_model_save into the directory would be refused for what it holds. In adapters/merge.c.
+ */
+tp_status tpi_model_check_target(const tp_model *model, const char *directory);
+
 #endif

@@ -106,6 +106,7 @@ static tp_status write_state(const tp_trainer *t, const char *directory) {
     tpi_train_options_write(&t->options, &w, "options");
     tpi_json_put_string(&w, "model", hex(t->model_hash, text));
     tpi_json_put_string(&w, "data", hex(t->train_hash, text));
+    tpi_json_put_string(&w, "validation", hex(t->valid_hash, text));
     tpi_json_begin_object(&w, "state");
     for (size_t i = 0; i < FIELD_COUNT; i++) put_field(&t->state, &fields[i], &w);
     tpi_json_end(&w);
@@ -164,6 +165,7 @@ static tp_status parse_state(const tp_trainer *t, tpi_json root, const char *pat
     TPI_TRY(tpi_train_options_compare(&t->options, options, path));
     TPI_TRY(compare_hash(root, "model", t->model_hash, path, "another model or other weights"));
     TPI_TRY(compare_hash(root, "data", t->train_hash, path, "other training data"));
+    TPI_TRY(compare_hash(root, "validation", t->valid_hash, path, "other validation data"));
     TPI_TRY(tpi_json_get_object(root, "state", &values));
     for (size_t i = 0; i < FIELD_COUNT; i++) TPI_TRY(get_field(state, &fields[i], values));
     return check_state(t, state, path);
@@ -325,6 +327,18 @@ tp_status tpi_checkpoint_clean(const tp_trainer *t) {
     return status;
 }
 
+/* The best adapter or model of a run that was killed before its first checkpoint. */
+static tp_status refuse_best(const char *out) {
+    char *best = tpi_path_join(out, "best");
+    if (!best) return TP_ENOMEM;
+    tp_status status = TP_OK;
+    if (tpi_path_exists(best))
+        status = tpi_fail(TP_EINVAL, "%s holds a run (%s): resume it, or give another output directory", out,
+                          best);
+    tpi_free(best);
+    return status;
+}
+
 tp_status tpi_checkpoint_find(const tp_trainer *t, char **path) {
     const char *resume = t->options.resume;
     char *newest;
@@ -336,7 +350,8 @@ tp_status tpi_checkpoint_find(const tp_trainer *t, char **path) {
     }
     TPI_TRY(find_newest(t->options.out, &newest));
     *path = newest;
-    if (resume || !newest) return TP_OK;
+    if (resume) return TP_OK;
+    if (!newest) return refuse_best(t->options.out);
     tpi_fail(TP_EINVAL, "%s holds a run (%s): resume it, or give another output directory", t->options.out,
              newest);
     tpi_free(newest);

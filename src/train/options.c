@@ -334,8 +334,7 @@ tp_status tpi_train_options_compare(const tpi_train_options *options, tpi_json s
 
 tp_status tpi_train_layers(const char *text, int64_t count, int64_t *first, int64_t *end) {
     char *after;
-    *first = 0;
-    *end = count;
+    *first = *end = 0;
     if (strcmp(text, "all") == 0) return TP_OK;
     long long from = strtoll(text, &after, 10), to = from;
     bool range = after != text && *after == '-';

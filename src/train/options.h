@@ -24,7 +24,8 @@ void tpi_train_options_write(const tpi_train_options *options, tpi_json_writer *
  * as `options`; `name` begins the message. */
 tp_status tpi_train_options_compare(const tpi_train_options *options, tpi_json stored, const char *name);
 
-/* The layers [first, end) that the option "layers" means for a model of `count` layers. */
+/* The layers [first, end) that the option "layers" means for a model of `count` layers; 0, 0 for "all", which
+ * is no range of blocks: what is in none belongs to it. */
 tp_status tpi_train_layers(const char *text, int64_t count, int64_t *first, int64_t *end);
 
 #endif

@@ -8,6 +8,7 @@
 #include "core/hash.h"
 #include "core/tensor.h"
 #include "io/file.h"
+#include "models/model.h"
 
 #include <math.h>
 #include <string.h>
@@ -109,7 +110,9 @@ static tp_status load_data(tp_trainer *t, const tp_model_info *model) {
     TPI_TRY(load_split(t, "train", end_id, &t->train));
     if (t->train.row_count == 0) return tpi_fail(TP_EIO, "%s: no train.jsonl in it", o->data);
     t->train_hash = tpi_dataset_hash(&t->train);
-    return load_split(t, "valid", end_id, &t->valid);
+    TPI_TRY(load_split(t, "valid", end_id, &t->valid));
+    t->valid_hash = tpi_dataset_hash(&t->valid);
+    return TP_OK;
 }
 
 /* ---- what is trained ---- */
@@ -164,6 +167,7 @@ static tp_status create(tp_trainer *t, const tp_train_options *options) {
     tp_model_info model;
     TPI_TRY(tpi_train_options_copy(&t->options, options));
     TPI_TRY(load_model(t));
+    if (t->options.method == TP_TRAIN_FULL) TPI_TRY(tpi_model_check_target(t->model, t->options.out));
     tp_model_get_info(t->model, &model);
     if (model.max_positions >= 2 && t->options.max_seq > model.max_positions)
         t->options.max_seq = model.max_positions;

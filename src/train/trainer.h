@@ -50,7 +50,7 @@ struct tp_trainer {
     tpi_state state;
     tpi_pace pace;
     tpi_log log;
-    uint64_t model_hash, train_hash;
+    uint64_t model_hash, train_hash, valid_hash;
     tpi_step_result last;
     double rate;           /* of the last step */
     int64_t last_saved;    /* TPI_NEVER */
