@@ -262,6 +262,13 @@ class CliTest(unittest.TestCase):
         self.assertEqual(run.returncode, 3)
         self.assertIn("s a directory", run.stderr)
 
+    def test_an_error_is_one_line_whatever_it_quotes(self):
+        for args in (("generate", "-m", "no\nsuch\x1b[31m", "-p", "x"), ("no\nsuch\x1b[31m",)):
+            run = taper(*args)
+            self.assertIn(run.returncode, (2, 3))
+            self.assertNotIn("\x1b", run.stderr)
+            self.assertEqual(run.stderr.count("\n"), 1, run.stderr)
+
     def test_underscores_are_explained(self):
         run = taper("train", "--batch_size", "3")
         self.assertEqual(run.returncode, 2)

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const int exit_codes[TP_STATUS_COUNT] = {
@@ -24,14 +25,31 @@ static const int exit_codes[TP_STATUS_COUNT] = {
     [TP_EINTERNAL] = EXIT_FAILED,
 };
 
+/* One line, whatever a file or an argument brought into it. */
+static void put_line(const char *text) {
+    for (; *text; text++) {
+        const unsigned char byte = (unsigned char)*text;
+        if (byte < 0x20 || byte == 0x7f)
+            fprintf(stderr, "\\x%02x", byte);
+        else
+            fputc(byte, stderr);
+    }
+    fputc('\n', stderr);
+}
+
 int cli_fail(int code, const char *format, ...) {
-    va_list args;
+    va_list args, again;
     va_start(args, format);
+    va_copy(again, args);
+    const int length = vsnprintf(NULL, 0, format, again);
+    va_end(again);
+    char *text = length < 0 ? NULL : malloc((size_t)length + 1);
+    if (text) vsnprintf(text, (size_t)length + 1, format, args);
+    va_end(args);
     cli_flush();
     fputs("taper: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
+    put_line(text ? text : "out of memory");
+    free(text);
     return code;
 }
 
