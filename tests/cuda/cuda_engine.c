@@ -175,6 +175,56 @@ static void training(void) {
     check(a < 0.9f, "the loss did not fall: %.7g", (double)a);
 }
 
+/* Two parameters and a row that is asked for behind their updates: since that may fail, no update is in its
+ * place, and what one makes may lie over the gradient that another has read. */
+#define PARAMETERS 2
+#define LONG       512
+#define SHORT      64
+
+static void update_before_a_failure(tp_device *device, float *out) {
+    const float rates[3] = {0.1f, 0.1f, 0.001f}, one = 1;
+    const tp_adamw_options adamw = TP_ADAMW_OPTIONS_INIT;
+    tp_tensor *state[PARAMETERS][3], *row;
+    tp_lazy *leaf[PARAMETERS][3], *grads[PARAMETERS];
+    for (int i = 0; i < PARAMETERS; i++)
+        for (int k = 0; k < 3; k++) {
+            must(tp_tensor_uniform(device, 2, SHAPE(LONG, SHORT), 0.1, 1, (uint64_t)(3 * i + k),
+                                   &state[i][k]));
+            leaf[i][k] = tp_lazy_from_tensor(g, state[i][k]);
+        }
+    for (int i = 0; i < PARAMETERS; i++) grads[i] = tp_lazy_mul(leaf[i][0], leaf[i][1]);
+    tp_lazy *t = tp_lazy_from_slice(g, device, TP_F32, 1, SHAPE(3), rates);
+    tp_lazy *scale = tp_lazy_from_slice(g, device, TP_F32, 0, NULL, &one);
+    for (int i = 0; i < PARAMETERS; i++)
+        tp_lazy_adamw(leaf[i][0], leaf[i][1], leaf[i][2], grads[i], t, scale, &adamw);
+    tp_lazy *id = tp_lazy_from_slice(g, device, TP_I32, 1, SHAPE(1), (int32_t[]){3});
+    must(tp_lazy_eval(tp_lazy_gather(leaf[0][2], id), &row));
+    tp_graph_reset(g);
+    for (int i = 0; i < PARAMETERS; i++)
+        for (int k = 0; k < 3; k++, out += LONG * SHORT) {
+            must(tp_tensor_read(state[i][k], TP_F32, out, LONG * SHORT * sizeof *out));
+            tp_tensor_release(state[i][k]);
+        }
+    tp_tensor_release(row);
+}
+
+static void updates_lie_apart(void) {
+    const int n = 3 * PARAMETERS * LONG * SHORT;
+    float *want = calloc((size_t)n, sizeof *want), *got = calloc((size_t)n, sizeof *got);
+    if (!want || !got) abort();
+    update_before_a_failure(cpu, want);
+    for (int round = 0; round < 4; round++) {
+        update_before_a_failure(gpu, got);
+        for (int i = 0; i < n; i++) {
+            const bool close = fabsf(got[i] - want[i]) <= 1e-5f;
+            check(close, "round %d: element %d: %.9g, the CPU has %.9g", round, i, (double)got[i],
+                  (double)want[i]);
+            if (!close) break;
+        }
+    }
+    free(want), free(got);
+}
+
 /* ---- failures ---- */
 
 static void faults_leave_state(void) {
@@ -329,6 +379,7 @@ int main(void) {
     crossing();
     events();
     training();
+    updates_lie_apart();
     faults_leave_state();
     short_plans();
     memory();
