@@ -31,12 +31,12 @@ static bool load(compiled_chain *c, const void *code) {
 }
 
 /* What the compiler refuses, as a device that is newer than it, is interpreted. */
-static void compile(compiled_chain *c, const tpi_chain_shape *shape, int capability) {
+static void compile(compiled_chain *c, const tpi_chain_shape *shape, const tpi_cuda *cuda) {
     char *source = NULL;
     void *code = NULL;
     size_t bytes;
-    c->refused = tpi_chain_source(shape, capability >= 90, &source) != TP_OK ||
-                 tpi_nvrtc_compile(source, capability, &code, &bytes) != TP_OK || !load(c, code);
+    c->refused = tpi_chain_source(shape, cuda->capability >= 90, &source) != TP_OK ||
+                 tpi_nvrtc_compile(source, cuda->card, &code, &bytes) != TP_OK || !load(c, code);
     if (c->refused) c->kernel = NULL, cudaGetLastError();
     tpi_free(source), tpi_free(code);
 }
@@ -55,7 +55,7 @@ tp_status tpi_cuda_compiled_chain(const tpi_launch *launch, const tpi_chain_shap
     const tp_status status = tpi_cuda_plan_of(launch, make_chain, shape, sizeof *shape, &plan);
     if (status == TP_OK) {
         compiled_chain *c = (compiled_chain *)plan;
-        if (may_compile(cuda, c)) compile(c, shape, cuda->capability);
+        if (may_compile(cuda, c)) compile(c, shape, cuda);
         c->met = true;
         *out = c->kernel;
     }

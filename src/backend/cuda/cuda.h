@@ -33,7 +33,8 @@ typedef struct tpi_cuda_libraries tpi_cuda_libraries; /* libraries.h */
 typedef struct tpi_cuda {
     cudaStream_t stream;
     int index;        /* of the device */
-    int capability;   /* 80, 86, 89, 90, 100, 120 */
+    int capability;   /* of the code that runs here, no newer than the card: 80, 86, 89, 90, 100, 120 */
+    int card;         /* the card's own, for which code is compiled at run time */
     int processors;   /* multiprocessors */
     int shared_bytes; /* of shared memory that a block may ask for */
     tpi_cuda_fault *fault;

@@ -361,12 +361,22 @@ static cudaError_t ask_properties(tpi_cuda_device *device, char *text, size_t by
     struct cudaDeviceProp p;
     cudaError_t error = cudaGetDeviceProperties(&p, device->kernel.index);
     if (error != cudaSuccess) return error;
-    device->kernel.capability = 10 * p.major + p.minor;
+    device->kernel.card = 10 * p.major + p.minor;
     device->kernel.processors = p.multiProcessorCount;
     device->kernel.shared_bytes = (int)p.sharedMemPerBlockOptin;
     snprintf(text, bytes, "%s, %.0f GiB, compute capability %d.%d", p.name, (double)p.totalGlobalMem / 0x1p30,
              p.major, p.minor);
     return cudaSuccess;
+}
+
+/* What the plug-in has for this card. */
+static tp_status ask_code(tpi_cuda_device *device, const char *card) {
+    tpi_cuda *k = &device->kernel;
+    const cudaError_t error = tpi_cuda_code_capability(&k->capability);
+    if (error == cudaSuccess) return TP_OK;
+    cudaGetLastError(); /* an ordinary answer, which must not stick */
+    return tpi_fail(TP_EDEVICE, "cuda:%d: the plug-in was built without code for this GPU (%s): %s", k->index,
+                    card, cudaGetErrorString(error));
 }
 
 tp_status tpi_cuda_open(int index, tpi_warning warning, void **state, char *text, size_t bytes) {
@@ -384,6 +394,7 @@ tp_status tpi_cuda_open(int index, tpi_warning warning, void **state, char *text
     error = ask_properties(device, text, bytes);
     if (error == cudaSuccess) error = make_device(device);
     tp_status status = tpi_cuda_report(device, error, "the device cannot be opened");
+    if (status == TP_OK) status = ask_code(device, text);
     if (status == TP_OK) status = tpi_cuda_libraries_create(&device->kernel.libraries);
     if (status != TP_OK)
         close_device(device);

@@ -80,11 +80,17 @@ tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark);
 const tpi_kernel *tpi_cuda_kernels(tpi_op op);
 const char *tpi_cuda_op_name(int op);
 
-/* ---- faults.cu ---- */
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* ---- code.cu ---- */
+
+/* The capability that the code for the current device was compiled for, which is no newer than the device; an
+ * error where there is none. */
+cudaError_t tpi_cuda_code_capability(int *capability);
+
+/* ---- faults.cu ---- */
 
 /* Enqueues what ends a run that may fail: moves the fault cell into the ring and clears it. */
 cudaError_t tpi_cuda_collect_fault(const tpi_cuda_device *device);
