@@ -221,9 +221,9 @@ tp_status tpi_cuda_begin_run(tpi_cuda_device *device) {
     return TP_OK;
 }
 
-tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool can_fail) {
+tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool collects) {
     const uint64_t mark = ++device->marks;
-    device->faults.entry[mark % TPI_CUDA_RUNS] = can_fail ? ++device->faults.queued : 0;
+    device->faults.entry[mark % TPI_CUDA_RUNS] = collects ? ++device->faults.queued : 0;
     device->behind = false;
     return tpi_cuda_report(
         device, cudaEventRecord(device->events[mark % TPI_CUDA_RUNS], device->kernel.stream), "a run");

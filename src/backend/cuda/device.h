@@ -64,8 +64,9 @@ tp_status tpi_cuda_open(int index, tpi_warning warning, void **state, char *text
 /* TP_OK, or TP_EDEVICE: "cuda:0: <what>: <CUDA's own words>". */
 tp_status tpi_cuda_report(const tpi_cuda_device *device, cudaError_t error, const char *what);
 
-/* Ends a run with its event; under the lock. */
-tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool can_fail);
+/* Ends a run with its event, whatever became of it; under the lock. `collects`: tpi_cuda_collect_fault is
+ * queued, so the run has an entry of the ring. */
+tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool collects);
 
 /* Waits until one more run may be queued; under the lock. */
 tp_status tpi_cuda_begin_run(tpi_cuda_device *device);

@@ -90,6 +90,11 @@ static tp_status launch_steps(tpi_cuda_device *device, const tpi_bound *bound) {
         TPI_TRY(taken ? status : launch.step->kernel->run(&launch));
         i += taken ? taken : 1;
     }
+    return TP_OK;
+}
+
+/* What the run found goes to the host. */
+static tp_status collect(const tpi_cuda_device *device, const tpi_bound *bound) {
     return bound->can_fail ? tpi_cuda_report(device, tpi_cuda_collect_fault(device), "a run") : TP_OK;
 }
 
@@ -110,6 +115,7 @@ static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const 
     cudaError_t error = cudaStreamBeginCapture(device->kernel.stream, cudaStreamCaptureModeThreadLocal);
     if (error != cudaSuccess) return refuse(device, r, cudaGetErrorString(error));
     tp_status status = launch_steps(device, bound);
+    if (status == TP_OK) status = collect(device, bound);
     error = cudaStreamEndCapture(device->kernel.stream, &graph);
     if (status == TP_OK && error == cudaSuccess) error = cudaGraphInstantiate(&c->graph, graph, 0);
     if (status != TP_OK || error != cudaSuccess) {
@@ -119,7 +125,8 @@ static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const 
     if (graph) cudaGraphDestroy(graph);
 }
 
-static tp_status run_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+/* The plan's capture for these pointers; NULL: it is launched step by step. */
+static capture *find_capture(tpi_cuda_device *device, const tpi_bound *bound) {
     replay *r = bound->prepared && bound->n_steps > 0 ? replay_of(device, bound) : NULL;
     capture *c = r && !r->refused ? capture_of(r, bound) : NULL;
     if (c) {
@@ -128,9 +135,29 @@ static tp_status run_steps(tpi_cuda_device *device, const tpi_bound *bound) {
         if (++c->runs >= 2 && c->runs * bound->n_steps >= WORTH && !c->graph)
             capture_steps(device, r, c, bound);
     }
-    if (c && c->graph)
-        return tpi_cuda_report(device, cudaGraphLaunch(c->graph, device->kernel.stream), "a captured run");
-    return launch_steps(device, bound);
+    return c && c->graph ? c : NULL;
+}
+
+/* Also where a step cannot be launched: those before it may have found a fault, which the next run would find
+ * else, and what is queued is waited for. What fails first is told. */
+static tp_status run_by_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+    char message[512] = "";
+    const tp_status status = launch_steps(device, bound);
+    if (status != TP_OK) snprintf(message, sizeof message, "%s", tp_error_message());
+    const tp_status collected = collect(device, bound);
+    const tp_status ended = tpi_cuda_end_run(device, bound->can_fail && collected == TP_OK);
+    if (status != TP_OK) return tpi_fail(status, "%s", message);
+    return collected != TP_OK ? collected : ended;
+}
+
+static tp_status run_captured(tpi_cuda_device *device, const tpi_bound *bound, const capture *c) {
+    TPI_TRY(tpi_cuda_report(device, cudaGraphLaunch(c->graph, device->kernel.stream), "a captured run"));
+    return tpi_cuda_end_run(device, bound->can_fail);
+}
+
+static tp_status run_begun(tpi_cuda_device *device, const tpi_bound *bound) {
+    const capture *c = find_capture(device, bound);
+    return c ? run_captured(device, bound, c) : run_by_steps(device, bound);
 }
 
 tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
@@ -139,8 +166,7 @@ tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
     tp_status status =
         tpi_cuda_report(device, cudaSetDevice(device->kernel.index), "the device cannot be used");
     if (status == TP_OK) status = tpi_cuda_begin_run(device);
-    if (status == TP_OK) status = run_steps(device, bound);
-    if (status == TP_OK) status = tpi_cuda_end_run(device, bound->can_fail);
+    if (status == TP_OK) status = run_begun(device, bound);
     *mark = device->marks;
     pthread_mutex_unlock(&device->lock);
     return status;
