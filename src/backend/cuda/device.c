@@ -12,13 +12,17 @@
 
 #define TRY_CUDA(device, call, what) TPI_TRY(tpi_cuda_report(device, call, what))
 
+/* What was reported must not be found again behind the next launch; what the device does not recover from it
+ * says by itself. */
 tp_status tpi_cuda_report(const tpi_cuda_device *device, cudaError_t error, const char *what) {
     if (error == cudaSuccess) return TP_OK;
+    cudaGetLastError();
     return tpi_fail(TP_EDEVICE, "cuda:%d: %s: %s", device->kernel.index, what, cudaGetErrorString(error));
 }
 
 tp_status tpi_cuda_check(cudaError_t error, const tpi_launch *launch) {
     if (error == cudaSuccess) return TP_OK;
+    cudaGetLastError();
     return tpi_fail(TP_EDEVICE, "cuda:%d: %s: %s", tpi_cuda_of(launch)->index,
                     tpi_cuda_op_name(launch->step->op), cudaGetErrorString(error));
 }

@@ -163,6 +163,7 @@ static tp_status run_begun(tpi_cuda_device *device, const tpi_bound *bound) {
 tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
     tpi_cuda_device *device = state;
     pthread_mutex_lock(&device->lock);
+    cudaGetLastError(); /* of others on this thread: a step's launch is not blamed for it */
     tp_status status =
         tpi_cuda_report(device, cudaSetDevice(device->kernel.index), "the device cannot be used");
     if (status == TP_OK) status = tpi_cuda_begin_run(device);
