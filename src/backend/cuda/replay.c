@@ -100,10 +100,11 @@ static tp_status collect(const tpi_cuda_device *device, const tpi_bound *bound) 
 
 /* ---- capturing ---- */
 
-/* Says once why a plan is launched step by step. */
+/* Says once why a plan is launched step by step, and gives its captures back. */
 static void refuse(tpi_cuda_device *device, replay *r, const char *why) {
     char line[256];
     r->refused = true;
+    for (int i = 0; i < CAPTURES; i++) release_capture(&r->captures[i]);
     cudaGetLastError();
     snprintf(line, sizeof line, "cuda:%d: a plan is launched step by step, for it cannot be captured: %s",
              device->kernel.index, why);
@@ -150,14 +151,22 @@ static tp_status run_by_steps(tpi_cuda_device *device, const tpi_bound *bound) {
     return collected != TP_OK ? collected : ended;
 }
 
-static tp_status run_captured(tpi_cuda_device *device, const tpi_bound *bound, const capture *c) {
-    TPI_TRY(tpi_cuda_report(device, cudaGraphLaunch(c->graph, device->kernel.stream), "a captured run"));
-    return tpi_cuda_end_run(device, bound->can_fail);
+/* Whether a call that failed has left the device as it was. */
+static bool still_works(const tpi_cuda_device *device) {
+    cudaGetLastError();
+    const cudaError_t error = cudaStreamQuery(device->kernel.stream);
+    cudaGetLastError();
+    return error == cudaSuccess || error == cudaErrorNotReady;
 }
 
 static tp_status run_begun(tpi_cuda_device *device, const tpi_bound *bound) {
     const capture *c = find_capture(device, bound);
-    return c ? run_captured(device, bound, c) : run_by_steps(device, bound);
+    if (!c) return run_by_steps(device, bound);
+    const cudaError_t error = cudaGraphLaunch(c->graph, device->kernel.stream);
+    if (error == cudaSuccess) return tpi_cuda_end_run(device, bound->can_fail);
+    if (!still_works(device)) return tpi_cuda_report(device, error, "a captured run");
+    refuse(device, bound->prepared->data, cudaGetErrorString(error)); /* as for want of memory */
+    return run_by_steps(device, bound);
 }
 
 tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
