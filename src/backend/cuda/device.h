@@ -48,9 +48,10 @@ typedef struct tpi_cuda_device {
     char *landing;      /* pinned: copies to the host come through it; `reading` guards it */
     cudaEvent_t landed; /* behind the last of them */
     tpi_warning warning;
-    uint64_t marks; /* of the last run */
-    uint64_t ended; /* of a run that has, as far as is known; so have those before it */
-    bool behind;    /* something was queued behind the last run's event */
+    char to_say[256]; /* a warning, given when the lock is free; "": none */
+    uint64_t marks;   /* of the last run */
+    uint64_t ended;   /* of a run that has, as far as is known; so have those before it */
+    bool behind;      /* something was queued behind the last run's event */
     cudaEvent_t events[TPI_CUDA_RUNS];
     tpi_cuda_staging staging;
     tpi_cuda_faults faults;

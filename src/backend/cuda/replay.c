@@ -102,13 +102,12 @@ static tp_status collect(const tpi_cuda_device *device, const tpi_bound *bound) 
 
 /* Says once why a plan is launched step by step, and gives its captures back. */
 static void refuse(tpi_cuda_device *device, replay *r, const char *why) {
-    char line[256];
     r->refused = true;
     for (int i = 0; i < CAPTURES; i++) release_capture(&r->captures[i]);
     cudaGetLastError();
-    snprintf(line, sizeof line, "cuda:%d: a plan is launched step by step, for it cannot be captured: %s",
-             device->kernel.index, why);
-    if (device->warning.warn) device->warning.warn(device->warning.user, line);
+    snprintf(device->to_say, sizeof device->to_say,
+             "cuda:%d: a plan is launched step by step, for it cannot be captured: %s", device->kernel.index,
+             why);
 }
 
 static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const tpi_bound *bound) {
@@ -169,8 +168,14 @@ static tp_status run_begun(tpi_cuda_device *device, const tpi_bound *bound) {
     return run_by_steps(device, bound);
 }
 
+static void say(const tpi_cuda_device *device, const char *line) {
+    if (*line && device->warning.warn) device->warning.warn(device->warning.user, line);
+}
+
 tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
     tpi_cuda_device *device = state;
+    char line[sizeof device->to_say];
+    *line = '\0';
     pthread_mutex_lock(&device->lock);
     cudaGetLastError(); /* of others on this thread: a step's launch is not blamed for it */
     tp_status status =
@@ -178,6 +183,9 @@ tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
     if (status == TP_OK) status = tpi_cuda_begin_run(device);
     if (status == TP_OK) status = run_begun(device, bound);
     *mark = device->marks;
+    if (*device->to_say) memcpy(line, device->to_say, sizeof line);
+    *device->to_say = '\0';
     pthread_mutex_unlock(&device->lock);
+    say(device, line);
     return status;
 }
