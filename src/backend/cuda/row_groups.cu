@@ -111,6 +111,7 @@ bool take_product(window *w, row_products *p, uint32_t i) {
     const bool sixteen = l.mx.dtype != TP_F32 && l.mw.dtype == l.mx.dtype && l.y_type == l.mx.dtype;
     if (!sixteen || l.m < 1 || l.m > most_rows || l.n < 1 || l.k < 1 || l.mx.transposed || !l.mw.transposed)
         return false;
+    if (l.n > most_inner || l.k > most_inner) return false;
     if (l.k % 8 || l.mw.leading % 8 || (l.m > 1 && l.mx.leading % 8)) return false;
     if (((uintptr_t)x | (uintptr_t)weights) % 16 || tpi_wants_low_rank(step)) return false;
     if (p->x && (p->x != x || p->m != l.m || p->k != l.k || w->dtype != l.mx.dtype)) return false;
