@@ -9,6 +9,7 @@
 #include "graph/node.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -336,6 +337,59 @@ static void crossing(void) {
     tp_tensor_release(out), tp_tensor_release(x);
 }
 
+/* ---- several contexts on one GPU ---- */
+
+static tp_lazy *numbers(tp_graph *graph, tp_device *device, tp_dtype dtype, int64_t rows, int64_t columns) {
+    tp_tensor *t, *as = NULL;
+    if (tp_tensor_randn(device, 2, SHAPE(rows, columns), 1, &t) != TP_OK) return NULL;
+    if (tp_lazy_eval(tp_lazy_cast(tp_lazy_from_tensor(graph, t), dtype), &as) != TP_OK) return NULL;
+    tp_lazy *leaf = tp_lazy_from_tensor(graph, as);
+    tp_tensor_release(t), tp_tensor_release(as);
+    return leaf;
+}
+
+/* Adapted layers whose blocks wait for each other, as many of them as the GPU has room for. */
+static tp_status use_layers(tp_graph *graph, tp_device *device) {
+    for (int round = 0; round < 200; round++) {
+        tp_lazy *x = numbers(graph, device, TP_BF16, 2048, 512), *y = x;
+        for (int i = 0; i < 4; i++)
+            y = tp_lazy_linear_lora(y, numbers(graph, device, TP_BF16, 512, 512),
+                                    numbers(graph, device, TP_F32, 512, 8),
+                                    numbers(graph, device, TP_F32, 8, 512), 1e-3, NULL);
+        tp_tensor *out;
+        tp_status status = tp_lazy_eval(y, &out);
+        tp_graph_reset(graph);
+        if (status != TP_OK) return status;
+        tp_tensor_release(out);
+    }
+    return tp_device_synchronize(device);
+}
+
+static void *use_alone(void *status) {
+    tp_context *own;
+    tp_graph *graph;
+    *(tp_status *)status = TP_ENOMEM;
+    if (tp_context_create(&own, NULL) != TP_OK) return NULL;
+    tp_device *device = tp_device_cuda(own, 0);
+    if (device && tp_graph_create(&graph, own) == TP_OK) {
+        *(tp_status *)status = use_layers(graph, device);
+        tp_graph_destroy(graph);
+    }
+    tp_context_destroy(own);
+    return NULL;
+}
+
+static void contexts_side_by_side(void) {
+    pthread_t threads[3];
+    tp_status status[3];
+    for (int i = 0; i < 3; i++)
+        if (pthread_create(&threads[i], NULL, use_alone, &status[i]) != 0) abort();
+    for (int i = 0; i < 3; i++) {
+        pthread_join(threads[i], NULL);
+        check(status[i] == TP_OK, "context %d: %s", i, tp_status_name(status[i]));
+    }
+}
+
 static void on_done(void *user, tp_status status) {
     atomic_store((atomic_int *)user, 100 + (int)status);
 }
@@ -383,6 +437,7 @@ int main(void) {
     faults_leave_state();
     short_plans();
     memory();
+    contexts_side_by_side();
     nonfinite();
     recordings();
     printf("%d checks, %d faults\n", checks, faults);

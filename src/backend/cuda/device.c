@@ -309,6 +309,7 @@ static void close_device(void *state) {
     if (!device) return;
     cudaSetDevice(device->kernel.index);
     if (device->kernel.stream) cudaStreamSynchronize(device->kernel.stream);
+    tpi_cuda_leave(device);
     tpi_cuda_libraries_destroy(device->kernel.libraries);
     for (int i = 0; i < TPI_CUDA_RUNS; i++)
         if (device->events[i]) cudaEventDestroy(device->events[i]);
@@ -358,7 +359,8 @@ static cudaError_t make_device(tpi_cuda_device *device) {
     if (error == cudaSuccess) error = make_events(device->events, TPI_CUDA_RUNS);
     if (error == cudaSuccess) error = make_events(device->staging.used, TPI_STAGING_BUFFERS);
     if (error == cudaSuccess) error = make_events(&device->landed, 1);
-    return error == cudaSuccess ? make_memory(device) : error;
+    if (error == cudaSuccess) error = make_memory(device);
+    return error == cudaSuccess ? tpi_cuda_join(device) : error;
 }
 
 static cudaError_t ask_properties(tpi_cuda_device *device, char *text, size_t bytes) {

@@ -55,6 +55,7 @@ typedef struct tpi_cuda_device {
     cudaEvent_t events[TPI_CUDA_RUNS];
     tpi_cuda_staging staging;
     tpi_cuda_faults faults;
+    bool joined; /* sharing.c knows it */
 } tpi_cuda_device;
 
 extern const tpi_device_calls tpi_cuda_calls; /* device.c */
@@ -76,6 +77,16 @@ tp_status tpi_cuda_begin_run(tpi_cuda_device *device);
 
 /* As tpi_backend.run: replays what was captured, or launches the steps one by one. */
 tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark);
+
+/* ---- sharing.c ---- */
+
+/* One more user of the current device, and one less. */
+cudaError_t tpi_cuda_join(tpi_cuda_device *device);
+void tpi_cuda_leave(tpi_cuda_device *device);
+
+/* What is queued between these runs when no other user's run does. Both are called, whatever they return. */
+tp_status tpi_cuda_begin_turn(tpi_cuda_device *device);
+tp_status tpi_cuda_end_turn(tpi_cuda_device *device);
 
 /* ---- registry.c ---- */
 

@@ -168,6 +168,14 @@ static tp_status run_begun(tpi_cuda_device *device, const tpi_bound *bound) {
     return run_by_steps(device, bound);
 }
 
+/* A turn is ended also where nothing was run in it. */
+static tp_status run_in_turn(tpi_cuda_device *device, const tpi_bound *bound) {
+    tp_status status = tpi_cuda_begin_turn(device);
+    if (status == TP_OK) status = run_begun(device, bound);
+    const tp_status ended = tpi_cuda_end_turn(device);
+    return status == TP_OK ? ended : status;
+}
+
 static void say(const tpi_cuda_device *device, const char *line) {
     if (*line && device->warning.warn) device->warning.warn(device->warning.user, line);
 }
@@ -181,7 +189,7 @@ tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
     tp_status status =
         tpi_cuda_report(device, cudaSetDevice(device->kernel.index), "the device cannot be used");
     if (status == TP_OK) status = tpi_cuda_begin_run(device);
-    if (status == TP_OK) status = run_begun(device, bound);
+    if (status == TP_OK) status = run_in_turn(device, bound);
     *mark = device->marks;
     if (*device->to_say) memcpy(line, device->to_say, sizeof line);
     *device->to_say = '\0';
