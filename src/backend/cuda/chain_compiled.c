@@ -21,6 +21,7 @@ static tp_status make_chain(const tpi_launch *launch, const void *key, tpi_cuda_
     (void)launch, (void)key;
     if (!c) return TP_ENOMEM;
     c->head.destroy = destroy_chain;
+    c->head.kept = true;
     *out = &c->head;
     return TP_OK;
 }
