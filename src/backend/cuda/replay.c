@@ -7,6 +7,7 @@
 #include "backend/cuda/device.h"
 
 #include "backend/cuda/groups.h"
+#include "backend/cuda/pointwise_chain.h"
 #include "core/alloc.h"
 
 #include <stdio.h>
@@ -110,8 +111,18 @@ static void refuse(tpi_cuda_device *device, replay *r, const char *why) {
              why);
 }
 
+/* What the runs before have met is compiled now, for code is not loaded while a plan is captured. */
+static void prepare_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+    tpi_launch launch = {NULL, bound->slots, bound->threads, &device->kernel};
+    for (uint32_t i = 0; i < bound->n_steps; i++) {
+        launch.step = &bound->steps[i];
+        if (launch.step->op == TPI_POINTWISE_CHAIN) tpi_cuda_prepare_chain(&launch);
+    }
+}
+
 static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const tpi_bound *bound) {
     cudaGraph_t graph = NULL;
+    prepare_steps(device, bound);
     cudaError_t error = cudaStreamBeginCapture(device->kernel.stream, cudaStreamCaptureModeThreadLocal);
     if (error != cudaSuccess) return refuse(device, r, cudaGetErrorString(error));
     tp_status status = launch_steps(device, bound);
