@@ -7,7 +7,8 @@
 
 namespace {
 
-/* Pairs of blocks, which may start while the kernel before is ending. */
+/* Pairs of blocks, which may start while the kernel before is ending, captured or not: until their turn they
+ * read the launch's arguments alone. */
 struct pair_launch {
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config;
