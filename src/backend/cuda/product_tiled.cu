@@ -19,21 +19,6 @@ struct tiled_args {
     int64_t tiles_n, tiles, blocks; /* tiles across, of a product, of all */
 };
 
-__device__ float load_as(const void *data, int dtype, int64_t i) {
-    if (dtype == TP_F32) return ((const float *)data)[i];
-    if (dtype == TP_BF16) return to_f32(((const __nv_bfloat16 *)data)[i]);
-    return to_f32(((const __half *)data)[i]);
-}
-
-__device__ void store_as(void *data, int dtype, int64_t i, float x) {
-    if (dtype == TP_F32)
-        ((float *)data)[i] = x;
-    else if (dtype == TP_BF16)
-        ((__nv_bfloat16 *)data)[i] = from_f32<__nv_bfloat16>(x);
-    else
-        ((__half *)data)[i] = from_f32<__half>(x);
-}
-
 /* Elements (outer, inner) of a matrix into part[inner][outer]; outside of it zeros. `along_inner`: inner is
  * the contiguous dimension, otherwise outer; `leading` is the other's stride. */
 template <typename T>
@@ -61,9 +46,9 @@ __device__ void store_results(const tiled_args &args, const float (*sum)[own], i
             if (row >= p.m || column >= p.n) continue;
             int64_t at = batch * p.c_stride + row * p.ldc + column;
             float x = p.alpha * sum[i][j];
-            if (p.beta != 0.0f) x += p.beta * load_as(args.c, p.c_type, at);
-            if (p.bias) x += load_as(p.bias, p.bias_type, column);
-            store_as(args.c, p.c_type, at, activated(x, p.activation));
+            if (p.beta != 0.0f) x += p.beta * load_typed(args.c, p.c_type, at);
+            if (p.bias) x += load_typed(p.bias, p.bias_type, column);
+            store_typed(args.c, p.c_type, at, activated(x, p.activation));
         }
 }
 
@@ -127,7 +112,7 @@ __global__ void finish_kernel(const float *work, const void *bias, int bias_type
     const int64_t stride = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
         float x = work[i];
-        if (bias) x += load_as(bias, bias_type, i % columns);
+        if (bias) x += load_typed(bias, bias_type, i % columns);
         y[i] = from_f32<T>(activated(x, activation));
     }
 }
