@@ -2,6 +2,7 @@
  *
  *     gpu_ops [device=cuda:0|cpu] ROW ...     JSON lines of the rows, then a table with shares of the limits
  *     gpu_ops [device=cuda:0|cpu] -           rows are read from standard input, a JSON line answers each
+ *     gpu_ops --list                          the names of the rows of the table below
  *
  * A row is KIND-SIZES (kinds.c), for instance softmax-16384x4096; "copy" is the device's own. Without rows
  * all of the table below are measured. The limits are copying within the device and the first product of the
@@ -16,6 +17,7 @@
 #define TOLERANCE 0.02 /* of the largest value: some roundings of bf16 */
 #define MOST_ROWS 128
 
+/* The first two are the limits. */
 static const char *const all_rows[] = {
     "copy",
     "matmul-8192x8192x8192",
@@ -164,7 +166,13 @@ static tp_device *open_device(tp_context *context, const char *name) {
     return device;
 }
 
+static int list_rows(void) {
+    for (size_t i = 0; i < sizeof all_rows / sizeof *all_rows; i++) puts(all_rows[i]);
+    return 0;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "--list") == 0) return list_rows();
     tp_context *context;
     int first = 1;
     const char *name = "cuda:0";

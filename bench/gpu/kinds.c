@@ -2,6 +2,8 @@
  * linear layers are [out, in], as models hold them; "_f32" kinds have f32 adapters, as training does. */
 #include "measure.h"
 
+#include <stdlib.h>
+
 #define SHAPE(...) ((int64_t[]){__VA_ARGS__})
 #define BF16       TP_BF16
 
@@ -164,13 +166,14 @@ static void chain(recording *r) {
 
 /* rope-BxT-HxD */
 static void rope(recording *r) {
-    int32_t positions[32768];
-    float frequencies[128];
     const int64_t length = r->size[1], half = r->size[3] / 2;
+    int32_t *positions = allocated(calloc((size_t)length, sizeof *positions));
+    float *frequencies = allocated(calloc((size_t)half, sizeof *frequencies));
     for (int64_t t = 0; t < length; t++) positions[t] = (int32_t)t;
     for (int64_t i = 0; i < half; i++) frequencies[i] = (float)__builtin_pow(1e6, -(double)i / (double)half);
     tp_lazy *at = tp_lazy_broadcast(values(r, TP_I32, 2, SHAPE(1, length), positions), 2, r->size);
     tp_lazy *by = values(r, TP_F32, 1, &half, frequencies);
+    free(positions), free(frequencies);
     want(r, tp_lazy_rope(normal(r, BF16, 1, 4, r->size), at, by, TP_ROPE_HALF));
 }
 

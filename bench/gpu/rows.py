@@ -15,29 +15,7 @@ MODELS = {
     "tiny": dict(hidden=64, ffn=96, layers=2, heads=4, kv_heads=2, vocab=256, tie=True),
 }
 
-# Rows of gpu_ops; the first two are the limits.
-OPERATIONS = """
-copy matmul-8192x8192x8192
-lora-128x512-r8
-linear-2048x4096x4096 linear_lora-2048x4096x4096-r16
-linear_dx-2048x4096x4096 linear_lora_dx-2048x4096x4096-r16 linear_lora_grad-2048x4096x4096-r16
-linear-8192x4096x4096 linear_lora-8192x4096x4096-r16
-linear_dx-8192x4096x4096 linear_lora_dx-8192x4096x4096-r16 linear_lora_grad-8192x4096x4096-r16
-softmax-128x512 rms_norm-128x512 softmax-16384x4096 rms_norm-16384x4096
-softmax_grad-16384x4096 rms_norm_grad-16384x4096
-linear-4096x896x4864 linear_lora_f32-4096x896x4864-r8 linear_lora_f32_grad-4096x896x4864-r8
-linear-1x3584x18944 linear-1x896x151936
-rms_norm-4096x896 rms_norm_grad-4096x896 add_rms_norm-4096x896 add_rms_norm-16384x4096
-rope-8x512-14x64 rope-8x2048-14x64
-silu_mul-4096x4864 silu_mul_grad-4096x4864 silu_mul-16384x4864 silu_mul_grad-16384x4864 chain-4096x4864 chain-16384x4864
-attention-8x512-14x64-kv2 attention_grad-8x512-14x64-kv2
-attention-8x2048-14x64-kv2 attention_grad-8x2048-14x64-kv2
-attention-4x1024-28x128-kv4 attention_grad-4x1024-28x128-kv4
-gather-151936x896-4096 cross_entropy-4096x896x151936
-adamw-24x896x4864-kv128-r8 squares-24x896x4864-kv128-r8
-""".split()
-
-# Sizes at which all programs run on a CPU in a moment.
+# Rows of gpu_ops at which all programs run on a CPU in a moment; its own table has those of a GPU.
 SMALL_OPERATIONS = """
 copy matmul-64x64x64 lora-24x64-r8 linear-24x64x64 linear_lora-24x64x64-r8 linear_dx-24x64x64
 linear_lora_dx-24x64x64-r8 softmax-24x512 rms_norm-24x512

@@ -126,7 +126,7 @@ def say(part, key):
 
 def measure_operations(run):
     ours = sides.Operations(run.a)
-    for name in rows.SMALL_OPERATIONS if run.a.small else rows.OPERATIONS:
+    for name in rows.SMALL_OPERATIONS if run.a.small else ours.rows():
         say("micro", name)
         needs = COMPILED_OPERATION if name.split("-")[0] in ("lora", "softmax", "rms_norm") else OPERATION
         peer = run.peers.ask(needs, work="operation", name=name) if name != "copy" else {}

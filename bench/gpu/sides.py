@@ -4,6 +4,7 @@ goes wrong is a figure that says why: {"error": ...} or {"skipped": ...}."""
 import json
 import statistics
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -102,6 +103,10 @@ class Operations(Restarted):
 
     def __init__(self, a):
         self.words = [a.bin / "gpu_ops", f"device={a.device}", "-"]
+
+    def rows(self):
+        """The names of its table."""
+        return subprocess.run([self.words[0], "--list"], check=True, capture_output=True, text=True).stdout.split()
 
     def measure(self, name):
         try:

@@ -24,11 +24,11 @@ typedef struct tpi_device_calls {
     tp_status (*clear)(void *state, void *to, size_t bytes);
     tp_status (*copy)(void *state, void *to, const void *from, size_t bytes); /* within the device */
 
-    /* Copies to the host when the mark is reached. Fails as the evaluation at that mark did. */
+    /* Copies to the host when the mark is reached, whatever became of the evaluation there: `wait` tells. */
     tp_status (*read)(void *state, void *to, const void *from, size_t bytes, uint64_t mark);
 
     uint64_t (*mark)(void *state);                 /* behind all that is queued now */
-    tp_status (*wait)(void *state, uint64_t mark); /* fails as read does */
+    tp_status (*wait)(void *state, uint64_t mark); /* fails as the evaluation at that mark did */
     void (*describe_memory)(void *state, uint64_t *free_bytes, uint64_t *total_bytes);
     void (*close)(void *state); /* waits for what is queued */
 } tpi_device_calls;

@@ -9,6 +9,7 @@
 #include "graph/node.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,6 +176,56 @@ static void training(void) {
     check(a < 0.9f, "the loss did not fall: %.7g", (double)a);
 }
 
+/* Two parameters and a row that is asked for behind their updates: since that may fail, no update is in its
+ * place, and what one makes may lie over the gradient that another has read. */
+#define PARAMETERS 2
+#define LONG       512
+#define SHORT      64
+
+static void update_before_a_failure(tp_device *device, float *out) {
+    const float rates[3] = {0.1f, 0.1f, 0.001f}, one = 1;
+    const tp_adamw_options adamw = TP_ADAMW_OPTIONS_INIT;
+    tp_tensor *state[PARAMETERS][3], *row;
+    tp_lazy *leaf[PARAMETERS][3], *grads[PARAMETERS];
+    for (int i = 0; i < PARAMETERS; i++)
+        for (int k = 0; k < 3; k++) {
+            must(tp_tensor_uniform(device, 2, SHAPE(LONG, SHORT), 0.1, 1, (uint64_t)(3 * i + k),
+                                   &state[i][k]));
+            leaf[i][k] = tp_lazy_from_tensor(g, state[i][k]);
+        }
+    for (int i = 0; i < PARAMETERS; i++) grads[i] = tp_lazy_mul(leaf[i][0], leaf[i][1]);
+    tp_lazy *t = tp_lazy_from_slice(g, device, TP_F32, 1, SHAPE(3), rates);
+    tp_lazy *scale = tp_lazy_from_slice(g, device, TP_F32, 0, NULL, &one);
+    for (int i = 0; i < PARAMETERS; i++)
+        tp_lazy_adamw(leaf[i][0], leaf[i][1], leaf[i][2], grads[i], t, scale, &adamw);
+    tp_lazy *id = tp_lazy_from_slice(g, device, TP_I32, 1, SHAPE(1), (int32_t[]){3});
+    must(tp_lazy_eval(tp_lazy_gather(leaf[0][2], id), &row));
+    tp_graph_reset(g);
+    for (int i = 0; i < PARAMETERS; i++)
+        for (int k = 0; k < 3; k++, out += LONG * SHORT) {
+            must(tp_tensor_read(state[i][k], TP_F32, out, LONG * SHORT * sizeof *out));
+            tp_tensor_release(state[i][k]);
+        }
+    tp_tensor_release(row);
+}
+
+static void updates_lie_apart(void) {
+    const int n = 3 * PARAMETERS * LONG * SHORT;
+    float *want = calloc((size_t)n, sizeof *want), *got = calloc((size_t)n, sizeof *got);
+    if (!want || !got) abort();
+    update_before_a_failure(cpu, want);
+    for (int round = 0; round < 4; round++) {
+        update_before_a_failure(gpu, got);
+        for (int i = 0; i < n; i++) {
+            const bool close = fabsf(got[i] - want[i]) <= 1e-5f;
+            check(close, "round %d: element %d: %.9g, the CPU has %.9g", round, i, (double)got[i],
+                  (double)want[i]);
+            if (!close) break;
+        }
+    }
+    free(want), free(got);
+}
+
 /* ---- failures ---- */
 
 static void faults_leave_state(void) {
@@ -286,6 +337,59 @@ static void crossing(void) {
     tp_tensor_release(out), tp_tensor_release(x);
 }
 
+/* ---- several contexts on one GPU ---- */
+
+static tp_lazy *numbers(tp_graph *graph, tp_device *device, tp_dtype dtype, int64_t rows, int64_t columns) {
+    tp_tensor *t, *as = NULL;
+    if (tp_tensor_randn(device, 2, SHAPE(rows, columns), 1, &t) != TP_OK) return NULL;
+    if (tp_lazy_eval(tp_lazy_cast(tp_lazy_from_tensor(graph, t), dtype), &as) != TP_OK) return NULL;
+    tp_lazy *leaf = tp_lazy_from_tensor(graph, as);
+    tp_tensor_release(t), tp_tensor_release(as);
+    return leaf;
+}
+
+/* Adapted layers whose blocks wait for each other, as many of them as the GPU has room for. */
+static tp_status use_layers(tp_graph *graph, tp_device *device) {
+    for (int round = 0; round < 200; round++) {
+        tp_lazy *x = numbers(graph, device, TP_BF16, 2048, 512), *y = x;
+        for (int i = 0; i < 4; i++)
+            y = tp_lazy_linear_lora(y, numbers(graph, device, TP_BF16, 512, 512),
+                                    numbers(graph, device, TP_F32, 512, 8),
+                                    numbers(graph, device, TP_F32, 8, 512), 1e-3, NULL);
+        tp_tensor *out;
+        tp_status status = tp_lazy_eval(y, &out);
+        tp_graph_reset(graph);
+        if (status != TP_OK) return status;
+        tp_tensor_release(out);
+    }
+    return tp_device_synchronize(device);
+}
+
+static void *use_alone(void *status) {
+    tp_context *own;
+    tp_graph *graph;
+    *(tp_status *)status = TP_ENOMEM;
+    if (tp_context_create(&own, NULL) != TP_OK) return NULL;
+    tp_device *device = tp_device_cuda(own, 0);
+    if (device && tp_graph_create(&graph, own) == TP_OK) {
+        *(tp_status *)status = use_layers(graph, device);
+        tp_graph_destroy(graph);
+    }
+    tp_context_destroy(own);
+    return NULL;
+}
+
+static void contexts_side_by_side(void) {
+    pthread_t threads[3];
+    tp_status status[3];
+    for (int i = 0; i < 3; i++)
+        if (pthread_create(&threads[i], NULL, use_alone, &status[i]) != 0) abort();
+    for (int i = 0; i < 3; i++) {
+        pthread_join(threads[i], NULL);
+        check(status[i] == TP_OK, "context %d: %s", i, tp_status_name(status[i]));
+    }
+}
+
 static void on_done(void *user, tp_status status) {
     atomic_store((atomic_int *)user, 100 + (int)status);
 }
@@ -329,9 +433,11 @@ int main(void) {
     crossing();
     events();
     training();
+    updates_lie_apart();
     faults_leave_state();
     short_plans();
     memory();
+    contexts_side_by_side();
     nonfinite();
     recordings();
     printf("%d checks, %d faults\n", checks, faults);

@@ -126,11 +126,42 @@ bool is_taken(const tpi_launch *launches, int k) {
     return false;
 }
 
-/* Whether an earlier launch writes the parameter that launch k reads. */
-bool updated(const tpi_launch *launches, int k) {
+/* Where a step reads and writes: of state that is updated in its place, writes alone. */
+struct places {
+    tpi_range read[6], written[3];
+    int n_read, n_written;
+};
+
+places places_of(const tpi_bound *bound, const tpi_step *step) {
+    places p = {};
+    for (int k = 0; k < step->n_out; k++) p.written[p.n_written++] = tpi_range_of_output(bound, step, k);
+    for (int k = 0; k < step->n_in; k++) {
+        const tpi_range in = tpi_range_of_input(bound, step, k);
+        bool in_place = false;
+        for (int j = 0; j < p.n_written && !in_place; j++)
+            in_place = in.begin == p.written[j].begin && in.end == p.written[j].end;
+        if (!in_place) p.read[p.n_read++] = in;
+    }
+    return p;
+}
+
+bool writes_apart(const places &writer, const places &other) {
+    for (int i = 0; i < writer.n_written; i++) {
+        for (int k = 0; k < other.n_read; k++)
+            if (!tpi_apart(writer.written[i], other.read[k])) return false;
+        for (int k = 0; k < other.n_written; k++)
+            if (!tpi_apart(writer.written[i], other.written[k])) return false;
+    }
+    return true;
+}
+
+/* Whether neither of step k and those before it writes what the other reads or writes: results that are no
+ * state may lie over an earlier step's gradient. As tpi_steps_apart, but the places of each are found once:
+ * there are hundreds of steps. */
+bool lies_apart(const places *all, int k) {
     for (int j = 0; j < k; j++)
-        if (tpi_out(&launches[j], 0) == tpi_in(&launches[k], 0)) return true;
-    return false;
+        if (!writes_apart(all[j], all[k]) || !writes_apart(all[k], all[j])) return false;
+    return true;
 }
 
 /* All tensors from launch `first` on that are updated like its own. */
@@ -157,11 +188,13 @@ bool accepts(const tpi_step *step) {
 uint32_t tpi_cuda_adamw_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                               tp_status *status) {
     tpi_launch launches[MANY];
+    places all[MANY];
     int n = 0;
     for (uint32_t i = first; i < bound->n_steps && bound->steps[i].op == TPI_ADAMW && n < MANY; i++) {
         launches[n] = *launch;
         launches[n].step = &bound->steps[i];
-        if (updated(launches, n)) break;
+        all[n] = places_of(bound, launches[n].step);
+        if (!lies_apart(all, n)) break;
         n++;
     }
     *status = TP_OK;

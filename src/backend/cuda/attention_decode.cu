@@ -38,15 +38,6 @@ struct decode_place {
     int64_t query, out, line; /* -1: there is no such row */
 };
 
-static __device__ __forceinline__ void put_element(const head_rows &x, int64_t i, float y) {
-    if (x.dtype == TP_F32)
-        ((float *)x.data)[i] = y;
-    else if (x.dtype == TP_BF16)
-        ((__nv_bfloat16 *)x.data)[i] = from_f32<__nv_bfloat16>(y);
-    else
-        ((__half *)x.data)[i] = from_f32<__half>(y);
-}
-
 /* LANES lanes hold a key, ROWS rows are computed at once. Two rows leave registers for more warps with fewer
  * keys each, so that a warp's way through its tile is shorter. */
 template <typename T, int LANES, int ROWS> struct decode_shape {
@@ -227,7 +218,7 @@ static __device__ __forceinline__ void join_warps(const decode &p, const decode_
             p.sums[(at.line * p.parts + part) * p.size + d] = y;
             if (d == 0) p.tops[at.line * p.parts + part] = make_float2(top, sum);
         } else {
-            put_element(p.out, at.out + d, sum == 0.0f ? 0.0f : y / sum);
+            store_typed(p.out.data, p.out.dtype, at.out + d, sum == 0.0f ? 0.0f : y / sum);
             if (p.lse && d == 0) p.lse[at.line] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
         }
     }
@@ -330,7 +321,7 @@ static __global__ void __launch_bounds__(32 * JOINING) join_parts(const __grid_c
         float total = 0.0f;
 #pragma unroll
         for (int w = 0; w < JOINING; w++) total += sums[w][d];
-        put_element(p.out, b * p.out.batch + t * p.out.token + h * p.out.head + d,
+        store_typed(p.out.data, p.out.dtype, b * p.out.batch + t * p.out.token + h * p.out.head + d,
                     sum == 0.0f ? 0.0f : total / sum);
     }
     if (p.lse && threadIdx.x == 0) p.lse[blockIdx.x] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);

@@ -20,8 +20,8 @@
 /* ---- chunks ---- */
 
 template <typename T>
-static __device__ void load_typed(float *tile, const head_rows &x, int b, int t, int h, int rows, int feature,
-                                  int size) {
+static __device__ void load_tile(float *tile, const head_rows &x, int b, int t, int h, int rows, int feature,
+                                 int size) {
     const T *from = row_at<T>(x, b, t, h) + feature + 4 * TX;
 #pragma unroll
     for (int r = TY; r < ROWS; r += 16) {
@@ -35,11 +35,11 @@ static __device__ void load_typed(float *tile, const head_rows &x, int b, int t,
 static __device__ __noinline__ void load_chunk(float *tile, const head_rows &x, int b, int t, int h, int rows,
                                                int feature, int size) {
     if (x.dtype == TP_F32)
-        load_typed<float>(tile, x, b, t, h, rows, feature, size);
+        load_tile<float>(tile, x, b, t, h, rows, feature, size);
     else if (x.dtype == TP_BF16)
-        load_typed<__nv_bfloat16>(tile, x, b, t, h, rows, feature, size);
+        load_tile<__nv_bfloat16>(tile, x, b, t, h, rows, feature, size);
     else
-        load_typed<__half>(tile, x, b, t, h, rows, feature, size);
+        load_tile<__half>(tile, x, b, t, h, rows, feature, size);
 }
 
 /* x [rows, columns] += a·bᵀ */

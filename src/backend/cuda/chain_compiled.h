@@ -13,6 +13,10 @@ extern "C" {
  * compiler, or it is met for the first time: compiling takes some 20 ms, which one run is not worth. */
 tp_status tpi_cuda_compiled_chain(const tpi_launch *launch, const tpi_chain_shape *shape, cudaKernel_t *out);
 
+/* Compiles the kernel for a shape that was met before: code is not loaded while a plan is captured. Where it
+ * cannot be, the chain is interpreted. */
+void tpi_cuda_compile_chain(const tpi_launch *launch, const tpi_chain_shape *shape);
+
 #ifdef __cplusplus
 }
 #endif

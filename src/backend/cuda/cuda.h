@@ -2,8 +2,8 @@
  *
  * Everything of a device runs in order on one stream. A kernel's `run` enqueues work on it and returns: it
  * waits for nothing, allocates nothing and reads no operand on the host, so that a plan can be captured and
- * replayed. What the device finds wrong (an index out of range) goes into the fault cell, which the host
- * reads when it waits.
+ * replayed. What the device finds wrong (an index out of range) goes into the fault cell, and from there, at
+ * the run's end, into a ring that the host reads (faults.cu).
  *
  * Invariants: launch->device is a tpi_cuda; operands and scratch are device memory, aligned to 64 bytes at
  * their value's root; shapes are fixed when planning, values are not. Kernels that may write state (adamw,
@@ -20,8 +20,8 @@ extern "C" {
 #include "backend/backend.h"
 #include "core/error.h"
 
-/* The first thing that went wrong in a run; status 0: nothing. In device memory, cleared when a plan begins.
- */
+/* The first thing that went wrong in a run; status 0: nothing. In device memory; the end of a run that may
+ * fail moves it into the ring and clears it. */
 typedef struct tpi_cuda_fault {
     int32_t status;      /* tp_status */
     int32_t op;          /* tpi_op */
@@ -33,7 +33,8 @@ typedef struct tpi_cuda_libraries tpi_cuda_libraries; /* libraries.h */
 typedef struct tpi_cuda {
     cudaStream_t stream;
     int index;        /* of the device */
-    int capability;   /* 80, 86, 89, 90, 100, 120 */
+    int capability;   /* of the code that runs here, no newer than the card: 80, 86, 89, 90, 100, 120 */
+    int card;         /* the card's own, for which code is compiled at run time */
     int processors;   /* multiprocessors */
     int shared_bytes; /* of shared memory that a block may ask for */
     tpi_cuda_fault *fault;

@@ -12,13 +12,17 @@
 
 #define TRY_CUDA(device, call, what) TPI_TRY(tpi_cuda_report(device, call, what))
 
+/* What was reported must not be found again behind the next launch; what the device does not recover from it
+ * says by itself. */
 tp_status tpi_cuda_report(const tpi_cuda_device *device, cudaError_t error, const char *what) {
     if (error == cudaSuccess) return TP_OK;
+    cudaGetLastError();
     return tpi_fail(TP_EDEVICE, "cuda:%d: %s: %s", device->kernel.index, what, cudaGetErrorString(error));
 }
 
 tp_status tpi_cuda_check(cudaError_t error, const tpi_launch *launch) {
     if (error == cudaSuccess) return TP_OK;
+    cudaGetLastError();
     return tpi_fail(TP_EDEVICE, "cuda:%d: %s: %s", tpi_cuda_of(launch)->index,
                     tpi_cuda_op_name(launch->step->op), cudaGetErrorString(error));
 }
@@ -221,9 +225,9 @@ tp_status tpi_cuda_begin_run(tpi_cuda_device *device) {
     return TP_OK;
 }
 
-tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool can_fail) {
+tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool collects) {
     const uint64_t mark = ++device->marks;
-    device->faults.entry[mark % TPI_CUDA_RUNS] = can_fail ? ++device->faults.queued : 0;
+    device->faults.entry[mark % TPI_CUDA_RUNS] = collects ? ++device->faults.queued : 0;
     device->behind = false;
     return tpi_cuda_report(
         device, cudaEventRecord(device->events[mark % TPI_CUDA_RUNS], device->kernel.stream), "a run");
@@ -305,6 +309,7 @@ static void close_device(void *state) {
     if (!device) return;
     cudaSetDevice(device->kernel.index);
     if (device->kernel.stream) cudaStreamSynchronize(device->kernel.stream);
+    tpi_cuda_leave(device);
     tpi_cuda_libraries_destroy(device->kernel.libraries);
     for (int i = 0; i < TPI_CUDA_RUNS; i++)
         if (device->events[i]) cudaEventDestroy(device->events[i]);
@@ -354,19 +359,30 @@ static cudaError_t make_device(tpi_cuda_device *device) {
     if (error == cudaSuccess) error = make_events(device->events, TPI_CUDA_RUNS);
     if (error == cudaSuccess) error = make_events(device->staging.used, TPI_STAGING_BUFFERS);
     if (error == cudaSuccess) error = make_events(&device->landed, 1);
-    return error == cudaSuccess ? make_memory(device) : error;
+    if (error == cudaSuccess) error = make_memory(device);
+    return error == cudaSuccess ? tpi_cuda_join(device) : error;
 }
 
 static cudaError_t ask_properties(tpi_cuda_device *device, char *text, size_t bytes) {
     struct cudaDeviceProp p;
     cudaError_t error = cudaGetDeviceProperties(&p, device->kernel.index);
     if (error != cudaSuccess) return error;
-    device->kernel.capability = 10 * p.major + p.minor;
+    device->kernel.card = 10 * p.major + p.minor;
     device->kernel.processors = p.multiProcessorCount;
     device->kernel.shared_bytes = (int)p.sharedMemPerBlockOptin;
     snprintf(text, bytes, "%s, %.0f GiB, compute capability %d.%d", p.name, (double)p.totalGlobalMem / 0x1p30,
              p.major, p.minor);
     return cudaSuccess;
+}
+
+/* What the plug-in has for this card. */
+static tp_status ask_code(tpi_cuda_device *device, const char *card) {
+    tpi_cuda *k = &device->kernel;
+    const cudaError_t error = tpi_cuda_code_capability(&k->capability);
+    if (error == cudaSuccess) return TP_OK;
+    cudaGetLastError(); /* an ordinary answer, which must not stick */
+    return tpi_fail(TP_EDEVICE, "cuda:%d: the plug-in was built without code for this GPU (%s): %s", k->index,
+                    card, cudaGetErrorString(error));
 }
 
 tp_status tpi_cuda_open(int index, tpi_warning warning, void **state, char *text, size_t bytes) {
@@ -384,6 +400,7 @@ tp_status tpi_cuda_open(int index, tpi_warning warning, void **state, char *text
     error = ask_properties(device, text, bytes);
     if (error == cudaSuccess) error = make_device(device);
     tp_status status = tpi_cuda_report(device, error, "the device cannot be opened");
+    if (status == TP_OK) status = ask_code(device, text);
     if (status == TP_OK) status = tpi_cuda_libraries_create(&device->kernel.libraries);
     if (status != TP_OK)
         close_device(device);

@@ -45,6 +45,15 @@ template <> __device__ __forceinline__ __half from_f32<__half>(float x) {
     return __float2half_rn(x);
 }
 
+__device__ __forceinline__ void store_typed(void *data, int dtype, int64_t i, float x) {
+    if (dtype == TP_F32)
+        ((float *)data)[i] = x;
+    else if (dtype == TP_BF16)
+        ((__nv_bfloat16 *)data)[i] = from_f32<__nv_bfloat16>(x);
+    else
+        ((__half *)data)[i] = from_f32<__half>(x);
+}
+
 #define LOG2_E 1.4426950408889634f
 #define LN_2   0.6931471805599453f
 

@@ -48,12 +48,14 @@ typedef struct tpi_cuda_device {
     char *landing;      /* pinned: copies to the host come through it; `reading` guards it */
     cudaEvent_t landed; /* behind the last of them */
     tpi_warning warning;
-    uint64_t marks; /* of the last run */
-    uint64_t ended; /* of a run that has, as far as is known; so have those before it */
-    bool behind;    /* something was queued behind the last run's event */
+    char to_say[256]; /* a warning, given when the lock is free; "": none */
+    uint64_t marks;   /* of the last run */
+    uint64_t ended;   /* of a run that has, as far as is known; so have those before it */
+    bool behind;      /* something was queued behind the last run's event */
     cudaEvent_t events[TPI_CUDA_RUNS];
     tpi_cuda_staging staging;
     tpi_cuda_faults faults;
+    bool joined; /* sharing.c knows it */
 } tpi_cuda_device;
 
 extern const tpi_device_calls tpi_cuda_calls; /* device.c */
@@ -64,8 +66,9 @@ tp_status tpi_cuda_open(int index, tpi_warning warning, void **state, char *text
 /* TP_OK, or TP_EDEVICE: "cuda:0: <what>: <CUDA's own words>". */
 tp_status tpi_cuda_report(const tpi_cuda_device *device, cudaError_t error, const char *what);
 
-/* Ends a run with its event; under the lock. */
-tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool can_fail);
+/* Ends a run with its event, whatever became of it; under the lock. `collects`: tpi_cuda_collect_fault is
+ * queued, so the run has an entry of the ring. */
+tp_status tpi_cuda_end_run(tpi_cuda_device *device, bool collects);
 
 /* Waits until one more run may be queued; under the lock. */
 tp_status tpi_cuda_begin_run(tpi_cuda_device *device);
@@ -75,16 +78,32 @@ tp_status tpi_cuda_begin_run(tpi_cuda_device *device);
 /* As tpi_backend.run: replays what was captured, or launches the steps one by one. */
 tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark);
 
+/* ---- sharing.c ---- */
+
+/* One more user of the current device, and one less. */
+cudaError_t tpi_cuda_join(tpi_cuda_device *device);
+void tpi_cuda_leave(tpi_cuda_device *device);
+
+/* What is queued between these runs when no other user's run does. Both are called, whatever they return. */
+tp_status tpi_cuda_begin_turn(tpi_cuda_device *device);
+tp_status tpi_cuda_end_turn(tpi_cuda_device *device);
+
 /* ---- registry.c ---- */
 
 const tpi_kernel *tpi_cuda_kernels(tpi_op op);
 const char *tpi_cuda_op_name(int op);
 
-/* ---- faults.cu ---- */
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* ---- code.cu ---- */
+
+/* The capability that the code for the current device was compiled for, which is no newer than the device; an
+ * error where there is none. */
+cudaError_t tpi_cuda_code_capability(int *capability);
+
+/* ---- faults.cu ---- */
 
 /* Enqueues what ends a run that may fail: moves the fault cell into the ring and clears it. */
 cudaError_t tpi_cuda_collect_fault(const tpi_cuda_device *device);

@@ -6,9 +6,10 @@
  * What will be read may be fetched to the second cache before the turn, whoever writes it: he writes it
  * there.
  *
- * Invariant: this is done in captured plans alone. There the first kernel begins when all that was queued
- * before the plan is done, so what no step of the plan writes may be read at any time: weights, and the rows
- * of a cache before those that the plan adds. */
+ * Invariant: what is read before the turn is read there in captured plans alone. There the first kernel
+ * begins when all that was queued before the plan is done, so what no step of the plan writes may be read at
+ * any time: weights, and the rows of a cache before those that the plan adds. A kernel that reads nothing
+ * before its turn may start early anywhere (hopper_launch.cuh). */
 #ifndef TAPER_BACKEND_CUDA_EARLY_CUH
 #define TAPER_BACKEND_CUDA_EARLY_CUH
 

@@ -7,7 +7,8 @@
 
 namespace {
 
-/* Pairs of blocks, which may start while the kernel before is ending. */
+/* Pairs of blocks, which may start while the kernel before is ending, captured or not: until their turn they
+ * read the launch's arguments alone. */
 struct pair_launch {
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config;
@@ -26,7 +27,8 @@ struct pair_launch {
     }
 };
 
-/* How many pairs of blocks that make such tiles the device has room for at once. */
+/* How many pairs of blocks that make such tiles the device has room for at once. That they get it is for
+ * sharing.c to see to: no other launch waits for a part of itself meanwhile. */
 template <class L, class Ending> tp_status find_room(const tpi_launch *launch, int *pairs) {
     const auto kernel = tile_kernel<L, Ending>;
     const pair_launch every(launch, tpi_cuda_of(launch)->processors / 2, L::shared_bytes);

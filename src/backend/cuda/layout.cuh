@@ -9,6 +9,7 @@
 #define TAPER_BACKEND_CUDA_LAYOUT_CUH
 
 #include "backend/cuda/device.cuh"
+#include "backend/cuda/matrix.h"
 
 /* ---- division by a number known at launch (Granlund and Montgomery 1994), exact below 2^63 ---- */
 
@@ -53,12 +54,6 @@ template <int N> static void layout_add(layout<N> *l, int64_t size, const int64_
     l->rank++;
 }
 
-/* An operand's stride along dimension d of a shape of `rank` dimensions that it is broadcast to. */
-static inline int64_t stride_along(const tpi_operand *operand, int rank, int d) {
-    const int own = d - (rank - operand->rank);
-    return own < 0 || operand->shape[own] == 1 ? 0 : operand->stride[own];
-}
-
 /* Whether all elements are one number in memory. */
 static inline bool is_one_value(const tpi_operand *operand) {
     for (int d = 0; d < operand->rank; d++)
@@ -72,7 +67,7 @@ template <int N> static layout<N> layout_of(const tpi_operand *y, const tpi_oper
     l.count = 1;
     for (int d = y->rank - 1; d >= 0; d--) {
         int64_t stride[N] = {};
-        for (int k = 0; k < n; k++) stride[k] = stride_along(&operands[k], y->rank, d);
+        for (int k = 0; k < n; k++) stride[k] = tpi_stride_along(&operands[k], y->rank, d);
         layout_add(&l, y->shape[d], stride);
     }
     return l;

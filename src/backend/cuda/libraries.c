@@ -72,13 +72,39 @@ static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
     return hash;
 }
 
+/* The place of the plan that was used least recently. */
+static tpi_cuda_plan **find_oldest(tpi_cuda_libraries *libraries) {
+    tpi_cuda_plan **oldest = NULL;
+    for (int c = 0; c < TPI_CUDA_PLAN_CHAINS; c++)
+        for (tpi_cuda_plan **at = &libraries->plans[c]; *at; at = &(*at)->next)
+            if (!(*at)->kept && (!oldest || (*at)->used < (*oldest)->used)) oldest = at;
+    return oldest;
+}
+
+static void make_room(tpi_cuda_libraries *libraries) {
+    if (libraries->count < TPI_CUDA_PLANS) return;
+    tpi_cuda_plan **at = find_oldest(libraries), *plan = *at;
+    *at = plan->next;
+    libraries->count--;
+    destroy_plan(plan);
+}
+
+static void insert(tpi_cuda_libraries *libraries, tpi_cuda_plan *plan) {
+    if (!plan->kept) make_room(libraries), libraries->count++;
+    tpi_cuda_plan **chain = &libraries->plans[plan->hash & (TPI_CUDA_PLAN_CHAINS - 1)];
+    plan->used = ++libraries->clock;
+    plan->next = *chain;
+    *chain = plan;
+}
+
 tp_status tpi_cuda_plan_of(const tpi_launch *launch, tpi_cuda_plan_maker make, const void *key,
                            size_t key_bytes, tpi_cuda_plan **out) {
     tpi_cuda_libraries *libraries = tpi_cuda_of(launch)->libraries;
     uint64_t hash = hash_bytes((uint64_t)(uintptr_t)make, key, key_bytes);
-    tpi_cuda_plan **chain = &libraries->plans[hash & (TPI_CUDA_PLAN_CHAINS - 1)];
-    for (tpi_cuda_plan *plan = *chain; plan; plan = plan->next)
+    tpi_cuda_plan *first = libraries->plans[hash & (TPI_CUDA_PLAN_CHAINS - 1)];
+    for (tpi_cuda_plan *plan = first; plan; plan = plan->next)
         if (plan->hash == hash && plan->key_bytes == key_bytes && memcmp(plan->key, key, key_bytes) == 0) {
+            plan->used = ++libraries->clock;
             *out = plan;
             return TP_OK;
         }
@@ -93,7 +119,6 @@ tp_status tpi_cuda_plan_of(const tpi_launch *launch, tpi_cuda_plan_maker make, c
     (*out)->hash = hash;
     (*out)->key_bytes = key_bytes;
     (*out)->key = copy;
-    (*out)->next = *chain;
-    *chain = *out;
+    insert(libraries, *out);
     return TP_OK;
 }

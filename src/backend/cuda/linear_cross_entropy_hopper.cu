@@ -51,7 +51,7 @@ struct take_tiles {
         static_assert(2 * N == STRAIGHT_TILE, "a tile has its part of the sums");
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int column0 = tile * 2 * N, row = row0 + row_of_thread(half), end = args.columns - column0;
+            const int column0 = tile * 2 * N, row = row0 + row_in_tile(half), end = args.columns - column0;
             const int64_t label = row < p.m ? args.labels[row] : args.ignore;
             const bool live = counts(args, label);
             const int own = live ? (int)(label - args.column) - column0 : -1;

@@ -64,7 +64,7 @@ struct gate_gradients {
             for (int i = 0; i < 2; i++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const int r = row_of_thread(half), eight = column_of_thread(i) / 8;
+                    const int r = row_in_tile(half), eight = column_in_tile(i) / 8;
                     const int column = tile * 2 * N + c * tile_inner + 8 * eight;
                     give_eight<L>(at.data() + r * 128 + ((eight ^ r) & 7) * 16, rounded(sum, 2 * c + i, half),
                                   (int64_t)(row0 + r) * p.n + column, row0 + r < p.m && column < p.n);

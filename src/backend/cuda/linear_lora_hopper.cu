@@ -259,6 +259,17 @@ uintptr_t places_of(const tpi_launch *launch, const tpi_layer &l) {
     return (uintptr_t)tpi_in(launch, 0) | (uintptr_t)tpi_in(launch, l.w) | (uintptr_t)tpi_out(launch, 0);
 }
 
+/* What a thread of the splitting kernel is the number of. */
+bool splits_fit(const tpi_lora_layers &all) {
+    const int64_t n = all.layer[0].n;
+    return rank_of(all) * (inner_of(all) + n) + n < INT_MAX - 256;
+}
+
+/* A bias is split as f32 or bf16. */
+bool bias_fits(const tpi_launch *launch, const tpi_layer &l) {
+    return !l.bias || tpi_in_operand(launch->step, l.bias)->dtype != TP_F16;
+}
+
 /* Whether layer i may be one product with the first. */
 bool alike(const tpi_lora_layers &all, int i) {
     const tpi_layer &l = all.layer[0], &o = all.layer[i];
@@ -299,7 +310,8 @@ bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *all) {
     for (int i = 0; i < all->count && fits; i++)
         fits = l[i].m < INT_MAX - pair_rows && l[i].n < INT_MAX / 256 && l[i].k < INT_MAX / 256 &&
                l[i].n >= 64 && l[i].k > 0 && l[i].rank > 0 && places_of(&all->launch[i], l[i]) % 16 == 0 &&
-               l[i].mw.leading % 8 == 0 && (i == 0 || alike(*all, i));
+               l[i].mw.leading % 8 == 0 && bias_fits(&all->launch[i], l[i]) && (i == 0 || alike(*all, i));
+    fits = fits && splits_fit(*all);
     if (all->gate) fits = fits && gate_fits(*all);
     if (!fits || all->count == 1) return fits;
     return !is_wide(*all) && pieces_of(*all, ranks_in_block).end <= tpi_cuda_lora_hopper_scratch(l);

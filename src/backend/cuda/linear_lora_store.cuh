@@ -35,10 +35,10 @@ template <int N> __device__ __forceinline__ uint4 rounded(const float (&sum)[N],
     return {words[0], words[1], words[2], words[3]};
 }
 
-__device__ __forceinline__ int row_of_thread(int half) {
+__device__ __forceinline__ int row_in_tile(int half) {
     return ((int)threadIdx.x - group) / 32 * 16 + (int)threadIdx.x % 32 / 4 + 8 * half;
 }
-__device__ __forceinline__ int column_of_thread(int i) {
+__device__ __forceinline__ int column_in_tile(int i) {
     return (int)threadIdx.x % 4 * 8 + 32 * i;
 }
 
@@ -46,10 +46,10 @@ __device__ __forceinline__ int column_of_thread(int i) {
 template <int N>
 __device__ __forceinline__ void store_row(const lora_job &p, const float (&sum)[N], int half, int row0,
                                           int column0) {
-    const int row = row0 + row_of_thread(half);
+    const int row = row0 + row_in_tile(half);
 #pragma unroll
     for (int i = 0; i < N / 16; i++) {
-        const int column = column0 + column_of_thread(i);
+        const int column = column0 + column_in_tile(i);
         const uint4 eight = rounded(sum, i, half);
         if (row < p.m && column < p.n) *(uint4 *)(p.y[0] + (int64_t)row * p.n + column) = eight;
     }
@@ -72,7 +72,7 @@ __device__ __forceinline__ void store_twins(const lora_job &p, const float (&sum
     for (int i = 0; i < N / 32; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int row = row0 + row_of_thread(half), column = column0 + column_of_thread(i);
+            const int row = row0 + row_in_tile(half), column = column0 + column_in_tile(i);
             const int64_t at = (int64_t)row * p.n + column;
             const uint4 first = rounded(sum, i, half), second = rounded(sum, i + N / 32, half);
             if (row >= p.m || column >= p.n) continue;

@@ -43,19 +43,19 @@ struct keep_low_rank {
         const int first = tile * N; /* rank */
 #pragma unroll
         for (int i = 0; i < N / 2; i++) {
-            const int row = row0 + row_of_thread(i / 2 % 2), r = first + i / 4 * 8 + (int)threadIdx.x % 4 * 2;
+            const int row = row0 + row_in_tile(i / 2 % 2), r = first + i / 4 * 8 + (int)threadIdx.x % 4 * 2;
             sum[i] = p.scale * (sum[i] + sum[i + N / 2]);
             sum[i + N / 2] = __bfloat162float(rest_of(sum[i], __float2bfloat16_rn(sum[i])));
             if (i % 2 == 1 && p.h[0] && row < p.m) give(p, row, r, sum[i - 1], sum[i]);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int row = row0 + row_of_thread(half);
+            const int row = row0 + row_in_tile(half);
             bf16 *to = h + (int64_t)row * wide_leading(rank);
 #pragma unroll
             for (int i = 0; i < N / 32; i++) {
                 const uint4 high = rounded(sum, i, half), low = rounded(sum, i + N / 32, half);
-                const int r = first + column_of_thread(i);
+                const int r = first + column_in_tile(i);
                 if (row >= p.m || r >= rank) continue;
                 *(uint4 *)(to + r) = *(uint4 *)(to + 2 * rank + r) = high;
                 *(uint4 *)(to + rank + r) = low;

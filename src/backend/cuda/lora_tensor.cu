@@ -334,7 +334,7 @@ bool thin_matrices(const tpi_step *step, tpi_matrix *x, tpi_matrix *a) {
 bool tpi_cuda_lora_tensor_accepts(const tpi_step *step) {
     tpi_layer l;
     return tpi_layer_of(step, &l) && l.y_type == TP_BF16 && adapters_fit(l.mx, l.ma) && l.n % 8 == 0 &&
-           (l.mb.transposed || l.mb.leading % 8 == 0) && l.ma.dtype == l.mb.dtype &&
+           (l.mb.transposed || l.mb.leading % 8 == 0) && l.ma.dtype == l.mb.dtype && l.rank > 0 &&
            l.rank <= TPI_LARGEST_RANK && (l.w || l.m >= least_lora_rows);
 }
 

@@ -10,12 +10,6 @@ typedef struct lead {
     int64_t size[TP_MAX_RANK], stride[3][TP_MAX_RANK];
 } lead;
 
-/* The stride of an operand along dimension d of y's, where it is broadcast 0. */
-static int64_t stride_along(const tpi_operand *operand, const tpi_operand *y, int d) {
-    int own = d - (y->rank - operand->rank);
-    return own < 0 || operand->shape[own] == 1 ? 0 : operand->stride[own];
-}
-
 /* Neighbours that advance evenly in all three operands become one. */
 static lead lead_of(const tpi_step *step) {
     const tpi_operand *y = tpi_out_operand(step, 0);
@@ -25,7 +19,7 @@ static lead lead_of(const tpi_step *step) {
         if (y->shape[d] == 1) continue;
         bool even = l.n > 0;
         for (int o = 0; o < 3; o++) {
-            int64_t stride = stride_along(operands[o], y, d);
+            int64_t stride = tpi_stride_along(operands[o], y->rank, d);
             even = even && l.stride[o][l.n - 1] == stride * y->shape[d];
             l.stride[o][l.n] = stride;
         }

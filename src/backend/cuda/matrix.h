@@ -11,6 +11,12 @@ typedef struct tpi_matrix {
     int64_t rows, columns, leading;
 } tpi_matrix;
 
+/* An operand's stride along dimension d of a shape of `rank` dimensions that it is broadcast to. */
+static inline int64_t tpi_stride_along(const tpi_operand *operand, int rank, int d) {
+    const int own = d - (rank - operand->rank);
+    return own < 0 || operand->shape[own] == 1 ? 0 : operand->stride[own];
+}
+
 /* The distance of the rows of an operand [..., columns], if it is the same everywhere; 0 for fewer than two
  * rows. */
 static inline bool tpi_row_distance(const tpi_operand *operand, int64_t *distance) {

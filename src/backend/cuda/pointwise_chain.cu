@@ -244,6 +244,14 @@ tpi_chain_shape shape_of(const tpi_step *step, const tpi_attr_chain &chain,
     return shape;
 }
 
+/* What the compiler would be told; false: the chain is to be interpreted. */
+bool is_long(const tpi_launch *launch, const tpi_attr_chain &chain, const layout<TPI_CHAIN_INPUTS> &at,
+             tpi_chain_shape *shape) {
+    if (at.count < MANY || at.rank > 2 || !can_pack(launch, at, PACK)) return false;
+    *shape = shape_of(launch->step, chain, at);
+    return true;
+}
+
 tp_status start_compiled(const tpi_launch *launch, cudaKernel_t kernel, const tpi_attr_chain &chain,
                          const layout<TPI_CHAIN_INPUTS> &at) {
     tpi_chain_arguments args = {};
@@ -274,8 +282,8 @@ tp_status tpi_cuda_run_chain(const tpi_launch *launch) {
     p.out_dtype = y->dtype;
     for (int k = 0; k < p.n_in; k++) p.in[k] = tpi_in(launch, k), p.dtype[k] = step->operands[k].dtype;
     const bool packed = can_pack(launch, p.at, PACK), many = y->count >= MANY;
-    if (packed && many && p.at.rank <= 2) {
-        const tpi_chain_shape shape = shape_of(step, chain, p.at);
+    tpi_chain_shape shape;
+    if (is_long(launch, chain, p.at, &shape)) {
         cudaKernel_t kernel;
         TPI_TRY(tpi_cuda_compiled_chain(launch, &shape, &kernel));
         if (kernel) return start_compiled(launch, kernel, chain, p.at);
@@ -286,6 +294,15 @@ tp_status tpi_cuda_run_chain(const tpi_launch *launch) {
     if (more && cells_bytes<LONG_PACK>(cells, LEAST_THREADS) <= CELLS_BYTES)
         return start<LONG_PACK>(launch, p, cells);
     return packed ? start<PACK>(launch, p, cells) : start<1>(launch, p, cells);
+}
+
+void tpi_cuda_prepare_chain(const tpi_launch *launch) {
+    const tpi_step *step = launch->step;
+    const tpi_operand *y = tpi_out_operand(step, 0);
+    tpi_chain_shape shape;
+    if (y->count < MANY) return;
+    const layout<TPI_CHAIN_INPUTS> at = layout_of<TPI_CHAIN_INPUTS>(y, step->operands, step->n_in);
+    if (is_long(launch, chain_of(step), at, &shape)) tpi_cuda_compile_chain(launch, &shape);
 }
 
 /* ---- what is accepted ---- */

@@ -4,8 +4,15 @@
 
 #include "backend/cuda/cuda.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Runs a chain, or one operation as a chain of length 1. */
 tp_status tpi_cuda_run_chain(const tpi_launch *launch);
+
+/* Before a capture: compiles the chain of a POINTWISE_CHAIN step if it is long and was met before. */
+void tpi_cuda_prepare_chain(const tpi_launch *launch);
 
 /* Whether the chain's operands are numbers that f32 holds, and lie well. */
 bool tpi_cuda_accepts_chain(const tpi_step *step);
@@ -14,4 +21,7 @@ bool tpi_cuda_accepts_chain(const tpi_step *step);
  * better copied first, unless they are small. */
 bool tpi_cuda_lies_well(const tpi_step *step);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -54,7 +54,7 @@ static cublasLtEpilogue_t epilogue_of(tpi_op activation, bool bias) {
 bool tpi_product_in_library(const tpi_product *p) {
     bool types = p->a_type == p->b_type && (p->c_type == p->a_type || p->c_type == TP_F32);
     bool bias = !p->bias || p->bias_type == p->c_type;
-    return tpi_cublaslt_available() && types && bias && has_epilogue(p) && p->k > 0;
+    return tpi_cublaslt_available() && types && bias && has_epilogue(p) && p->k > 0 && p->batch <= INT32_MAX;
 }
 
 /* A matrix of `rows` rows that are `leading` apart. */

@@ -6,6 +6,8 @@
 #include "backend/cuda/activation.cuh"
 #include "backend/cuda/product.h"
 
+#include <limits.h>
+
 namespace {
 
 constexpr int tile = 64, depth = 16, threads = 256, own = 4; /* own × own results a thread */
@@ -14,23 +16,8 @@ struct tiled_args {
     tpi_product p;
     const void *a, *b;
     void *c;
-    int64_t tiles_n, tiles;
+    int64_t tiles_n, tiles, blocks; /* tiles across, of a product, of all */
 };
-
-__device__ float load_as(const void *data, int dtype, int64_t i) {
-    if (dtype == TP_F32) return ((const float *)data)[i];
-    if (dtype == TP_BF16) return to_f32(((const __nv_bfloat16 *)data)[i]);
-    return to_f32(((const __half *)data)[i]);
-}
-
-__device__ void store_as(void *data, int dtype, int64_t i, float x) {
-    if (dtype == TP_F32)
-        ((float *)data)[i] = x;
-    else if (dtype == TP_BF16)
-        ((__nv_bfloat16 *)data)[i] = from_f32<__nv_bfloat16>(x);
-    else
-        ((__half *)data)[i] = from_f32<__half>(x);
-}
 
 /* Elements (outer, inner) of a matrix into part[inner][outer]; outside of it zeros. `along_inner`: inner is
  * the contiguous dimension, otherwise outer; `leading` is the other's stride. */
@@ -59,16 +46,18 @@ __device__ void store_results(const tiled_args &args, const float (*sum)[own], i
             if (row >= p.m || column >= p.n) continue;
             int64_t at = batch * p.c_stride + row * p.ldc + column;
             float x = p.alpha * sum[i][j];
-            if (p.beta != 0.0f) x += p.beta * load_as(args.c, p.c_type, at);
-            if (p.bias) x += load_as(p.bias, p.bias_type, column);
-            store_as(args.c, p.c_type, at, activated(x, p.activation));
+            if (p.beta != 0.0f) x += p.beta * load_typed(args.c, p.c_type, at);
+            if (p.bias) x += load_typed(p.bias, p.bias_type, column);
+            store_typed(args.c, p.c_type, at, activated(x, p.activation));
         }
 }
 
-template <typename A, typename B> __global__ __launch_bounds__(threads) void tiled_kernel(tiled_args args) {
+/* Tile `block` of all batches. */
+template <typename A, typename B>
+__device__ __forceinline__ void make_tile(const tiled_args &args, int64_t block) {
     __shared__ alignas(16) float a_part[depth][tile + 4], b_part[depth][tile + 4];
     const tpi_product &p = args.p;
-    const int64_t batch = blockIdx.x / args.tiles, at = blockIdx.x % args.tiles;
+    const int64_t batch = block / args.tiles, at = block % args.tiles;
     const int64_t row0 = at / args.tiles_n * tile, column0 = at % args.tiles_n * tile;
     const A *a = (const A *)args.a + batch * p.a_stride;
     const B *b = (const B *)args.b + batch * p.b_stride;
@@ -90,6 +79,11 @@ template <typename A, typename B> __global__ __launch_bounds__(threads) void til
         __syncthreads();
     }
     store_results(args, sum, row0 + row, column0 + column, batch);
+}
+
+/* More tiles than a grid may have blocks go around. */
+template <typename A, typename B> __global__ __launch_bounds__(threads) void tiled_kernel(tiled_args args) {
+    for (int64_t block = blockIdx.x; block < args.blocks; block += gridDim.x) make_tile<A, B>(args, block);
 }
 
 template <typename T>
@@ -118,7 +112,7 @@ __global__ void finish_kernel(const float *work, const void *bias, int bias_type
     const int64_t stride = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
         float x = work[i];
-        if (bias) x += load_as(bias, bias_type, i % columns);
+        if (bias) x += load_typed(bias, bias_type, i % columns);
         y[i] = from_f32<T>(activated(x, activation));
     }
 }
@@ -132,14 +126,14 @@ unsigned blocks_for(const tpi_launch *launch, int64_t items) {
 
 tp_status tpi_cuda_tiled_product(const tpi_launch *launch, const tpi_product *product, const void *a,
                                  const void *b, void *c) {
-    tiled_args args = {*product, a, b, c, tpi_div_up(product->n, tile), 0};
+    tiled_args args = {*product, a, b, c, tpi_div_up(product->n, tile), 0, 0};
     args.tiles = tpi_div_up(product->m, tile) * args.tiles_n;
-    const int64_t blocks = args.tiles * (product->batch > 1 ? product->batch : 1);
-    if (blocks == 0) return TP_OK;
+    args.blocks = args.tiles * (product->batch > 1 ? product->batch : 1);
+    if (args.blocks == 0) return TP_OK;
+    const unsigned blocks = (unsigned)(args.blocks < INT_MAX ? args.blocks : INT_MAX);
     TPI_FLOAT_DTYPE(product->a_type, A, {
-        TPI_FLOAT_DTYPE(product->b_type, B, {
-            tiled_kernel<A, B><<<(unsigned)blocks, threads, 0, tpi_cuda_of(launch)->stream>>>(args);
-        });
+        TPI_FLOAT_DTYPE(product->b_type, B,
+                        { tiled_kernel<A, B><<<blocks, threads, 0, tpi_cuda_of(launch)->stream>>>(args); });
     });
     return tpi_cuda_launched(launch);
 }

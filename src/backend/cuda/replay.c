@@ -7,6 +7,7 @@
 #include "backend/cuda/device.h"
 
 #include "backend/cuda/groups.h"
+#include "backend/cuda/pointwise_chain.h"
 #include "core/alloc.h"
 
 #include <stdio.h>
@@ -90,26 +91,42 @@ static tp_status launch_steps(tpi_cuda_device *device, const tpi_bound *bound) {
         TPI_TRY(taken ? status : launch.step->kernel->run(&launch));
         i += taken ? taken : 1;
     }
+    return TP_OK;
+}
+
+/* What the run found goes to the host. */
+static tp_status collect(const tpi_cuda_device *device, const tpi_bound *bound) {
     return bound->can_fail ? tpi_cuda_report(device, tpi_cuda_collect_fault(device), "a run") : TP_OK;
 }
 
 /* ---- capturing ---- */
 
-/* Says once why a plan is launched step by step. */
+/* Says once why a plan is launched step by step, and gives its captures back. */
 static void refuse(tpi_cuda_device *device, replay *r, const char *why) {
-    char line[256];
     r->refused = true;
+    for (int i = 0; i < CAPTURES; i++) release_capture(&r->captures[i]);
     cudaGetLastError();
-    snprintf(line, sizeof line, "cuda:%d: a plan is launched step by step, for it cannot be captured: %s",
-             device->kernel.index, why);
-    if (device->warning.warn) device->warning.warn(device->warning.user, line);
+    snprintf(device->to_say, sizeof device->to_say,
+             "cuda:%d: a plan is launched step by step, for it cannot be captured: %s", device->kernel.index,
+             why);
+}
+
+/* What the runs before have met is compiled now, for code is not loaded while a plan is captured. */
+static void prepare_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+    tpi_launch launch = {NULL, bound->slots, bound->threads, &device->kernel};
+    for (uint32_t i = 0; i < bound->n_steps; i++) {
+        launch.step = &bound->steps[i];
+        if (launch.step->op == TPI_POINTWISE_CHAIN) tpi_cuda_prepare_chain(&launch);
+    }
 }
 
 static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const tpi_bound *bound) {
     cudaGraph_t graph = NULL;
+    prepare_steps(device, bound);
     cudaError_t error = cudaStreamBeginCapture(device->kernel.stream, cudaStreamCaptureModeThreadLocal);
     if (error != cudaSuccess) return refuse(device, r, cudaGetErrorString(error));
     tp_status status = launch_steps(device, bound);
+    if (status == TP_OK) status = collect(device, bound);
     error = cudaStreamEndCapture(device->kernel.stream, &graph);
     if (status == TP_OK && error == cudaSuccess) error = cudaGraphInstantiate(&c->graph, graph, 0);
     if (status != TP_OK || error != cudaSuccess) {
@@ -119,7 +136,8 @@ static void capture_steps(tpi_cuda_device *device, replay *r, capture *c, const 
     if (graph) cudaGraphDestroy(graph);
 }
 
-static tp_status run_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+/* The plan's capture for these pointers; NULL: it is launched step by step. */
+static capture *find_capture(tpi_cuda_device *device, const tpi_bound *bound) {
     replay *r = bound->prepared && bound->n_steps > 0 ? replay_of(device, bound) : NULL;
     capture *c = r && !r->refused ? capture_of(r, bound) : NULL;
     if (c) {
@@ -128,20 +146,65 @@ static tp_status run_steps(tpi_cuda_device *device, const tpi_bound *bound) {
         if (++c->runs >= 2 && c->runs * bound->n_steps >= WORTH && !c->graph)
             capture_steps(device, r, c, bound);
     }
-    if (c && c->graph)
-        return tpi_cuda_report(device, cudaGraphLaunch(c->graph, device->kernel.stream), "a captured run");
-    return launch_steps(device, bound);
+    return c && c->graph ? c : NULL;
+}
+
+/* Also where a step cannot be launched: those before it may have found a fault, which the next run would find
+ * else, and what is queued is waited for. What fails first is told. */
+static tp_status run_by_steps(tpi_cuda_device *device, const tpi_bound *bound) {
+    char message[512] = "";
+    const tp_status status = launch_steps(device, bound);
+    if (status != TP_OK) snprintf(message, sizeof message, "%s", tp_error_message());
+    const tp_status collected = collect(device, bound);
+    const tp_status ended = tpi_cuda_end_run(device, bound->can_fail && collected == TP_OK);
+    if (status != TP_OK) return tpi_fail(status, "%s", message);
+    return collected != TP_OK ? collected : ended;
+}
+
+/* Whether a call that failed has left the device as it was. */
+static bool still_works(const tpi_cuda_device *device) {
+    cudaGetLastError();
+    const cudaError_t error = cudaStreamQuery(device->kernel.stream);
+    cudaGetLastError();
+    return error == cudaSuccess || error == cudaErrorNotReady;
+}
+
+static tp_status run_begun(tpi_cuda_device *device, const tpi_bound *bound) {
+    const capture *c = find_capture(device, bound);
+    if (!c) return run_by_steps(device, bound);
+    const cudaError_t error = cudaGraphLaunch(c->graph, device->kernel.stream);
+    if (error == cudaSuccess) return tpi_cuda_end_run(device, bound->can_fail);
+    if (!still_works(device)) return tpi_cuda_report(device, error, "a captured run");
+    refuse(device, bound->prepared->data, cudaGetErrorString(error)); /* as for want of memory */
+    return run_by_steps(device, bound);
+}
+
+/* A turn is ended also where nothing was run in it. */
+static tp_status run_in_turn(tpi_cuda_device *device, const tpi_bound *bound) {
+    tp_status status = tpi_cuda_begin_turn(device);
+    if (status == TP_OK) status = run_begun(device, bound);
+    const tp_status ended = tpi_cuda_end_turn(device);
+    return status == TP_OK ? ended : status;
+}
+
+static void say(const tpi_cuda_device *device, const char *line) {
+    if (*line && device->warning.warn) device->warning.warn(device->warning.user, line);
 }
 
 tp_status tpi_cuda_run(void *state, const tpi_bound *bound, uint64_t *mark) {
     tpi_cuda_device *device = state;
+    char line[sizeof device->to_say];
+    *line = '\0';
     pthread_mutex_lock(&device->lock);
+    cudaGetLastError(); /* of others on this thread: a step's launch is not blamed for it */
     tp_status status =
         tpi_cuda_report(device, cudaSetDevice(device->kernel.index), "the device cannot be used");
     if (status == TP_OK) status = tpi_cuda_begin_run(device);
-    if (status == TP_OK) status = run_steps(device, bound);
-    if (status == TP_OK) status = tpi_cuda_end_run(device, bound->can_fail);
+    if (status == TP_OK) status = run_in_turn(device, bound);
     *mark = device->marks;
+    if (*device->to_say) memcpy(line, device->to_say, sizeof line);
+    *device->to_say = '\0';
     pthread_mutex_unlock(&device->lock);
+    say(device, line);
     return status;
 }

@@ -17,8 +17,7 @@ struct window {
     tpi_launch launch;
     const tpi_bound *bound;
     uint32_t first, next;
-    int dtype, n_read;
-    tpi_range read[2]; /* x, or what it is made of */
+    int dtype;
 };
 
 const tpi_step *step_at(window *w, uint32_t i) {
@@ -31,13 +30,32 @@ const tpi_step *step_of(window *w, uint32_t i, tpi_op op) {
     return step && step->op == op ? step : nullptr;
 }
 
+/* Whether a step of [first, end) makes what begins there. */
+bool is_made(const window *w, uintptr_t begin, uint32_t end) {
+    for (uint32_t i = w->first; i < end; i++)
+        for (int k = 0; k < w->bound->steps[i].n_out; k++)
+            if (tpi_range_of_output(w->bound, &w->bound->steps[i], k).begin == begin) return true;
+    return false;
+}
+
+/* Whether a range lies apart from all that the steps up to `end` read, but for what they make themselves. */
+bool apart_from_inputs(const window *w, tpi_range data, uint32_t end) {
+    for (uint32_t i = w->first; i < end; i++)
+        for (int k = 0; k < w->bound->steps[i].n_in; k++) {
+            const tpi_range in = tpi_range_of_input(w->bound, &w->bound->steps[i], k);
+            if (!tpi_apart(in, data) && !is_made(w, in.begin, i)) return false;
+        }
+    return true;
+}
+
 /* Whether the outputs of the steps up to `end` lie apart from what they read and from each other. */
 bool outputs_apart(const window *w, uint32_t end) {
-    tpi_range all[12] = {w->read[0], w->read[1]};
-    int n = w->n_read;
+    tpi_range all[12];
+    int n = 0;
     for (uint32_t i = w->first; i < end; i++)
         for (int k = 0; k < w->bound->steps[i].n_out; k++, n++) {
             all[n] = tpi_range_of_output(w->bound, &w->bound->steps[i], k);
+            if (!apart_from_inputs(w, all[n], end)) return false;
             for (int j = 0; j < n; j++)
                 if (!tpi_apart(all[j], all[n])) return false;
         }
@@ -64,8 +82,7 @@ bool take_norm(window *w, row_products *p) {
     for (int i = 0; i <= added; i++) {
         const tpi_operand *in = tpi_in_operand(step, i);
         if (!in->contiguous || in->dtype != x->dtype) return false;
-        w->read[i] = tpi_range_of(tpi_in(&w->launch, i), in->count * 2);
-        bits |= w->read[i].begin;
+        bits |= (uintptr_t)tpi_in(&w->launch, i);
     }
     row_norm n = {};
     n.from = tpi_in(&w->launch, 0), n.other = added ? tpi_in(&w->launch, 1) : nullptr;
@@ -79,7 +96,7 @@ bool take_norm(window *w, row_products *p) {
     }
     if ((bits | (uintptr_t)n.sum) % 16 || tpi_out_operand(step, 0)->dtype != x->dtype) return false;
     p->norm = n, p->x = n.y, p->k = k, p->m = (int)(x->count / k);
-    w->dtype = x->dtype, w->n_read = 1 + added, w->next++;
+    w->dtype = x->dtype, w->next++;
     return p->m <= most_rows;
 }
 
@@ -94,10 +111,10 @@ bool take_product(window *w, row_products *p, uint32_t i) {
     const bool sixteen = l.mx.dtype != TP_F32 && l.mw.dtype == l.mx.dtype && l.y_type == l.mx.dtype;
     if (!sixteen || l.m < 1 || l.m > most_rows || l.n < 1 || l.k < 1 || l.mx.transposed || !l.mw.transposed)
         return false;
+    if (l.n > most_inner || l.k > most_inner) return false;
     if (l.k % 8 || l.mw.leading % 8 || (l.m > 1 && l.mx.leading % 8)) return false;
     if (((uintptr_t)x | (uintptr_t)weights) % 16 || tpi_wants_low_rank(step)) return false;
     if (p->x && (p->x != x || p->m != l.m || p->k != l.k || w->dtype != l.mx.dtype)) return false;
-    if (!p->x) w->read[0] = tpi_range_of(x, ((l.m - 1) * l.mx.leading + l.k) * 2), w->n_read = 1;
     p->x = x, p->x_leading = l.mx.leading, p->k = l.k, p->m = (int)l.m;
     w->dtype = l.mx.dtype;
     row_product *part = &p->part[p->count++];
@@ -120,10 +137,21 @@ bool is_result(const window *w, int k, const row_products &p, const void *y, int
 
 /* ---- endings ---- */
 
+/* The products behind which silu·mul is written are the last two steps: it may lie in their place. */
+bool gated_apart(const window *w, tpi_range gated) {
+    for (uint32_t i = w->first; i < w->next; i++)
+        for (int k = 0; k < w->bound->steps[i].n_out; k++) {
+            const tpi_range out = tpi_range_of_output(w->bound, &w->bound->steps[i], k);
+            if (i + 2 < w->next ? !tpi_apart(out, gated) : !tpi_same_or_apart(out, gated)) return false;
+        }
+    return apart_from_inputs(w, gated, w->next);
+}
+
 bool take_gated(window *w, row_products *p) {
     const row_product &gate = p->part[0], &up = p->part[1];
     if (p->count != 2 || gate.n != up.n || !step_of(w, w->next, TPI_SILU_MUL)) return false;
     if (!is_result(w, 0, *p, gate.y, gate.n) || !is_result(w, 1, *p, up.y, up.n)) return false;
+    if (!gated_apart(w, tpi_range_of_output(w->bound, w->launch.step, 0))) return false;
     p->gated = tpi_out(&w->launch, 0);
     w->next++;
     return true;
@@ -162,6 +190,8 @@ bool take_cache_write(window *w, row_products *p, uint32_t i, int k) {
     const void *begin = tpi_in(&w->launch, 2);
     if (to != tpi_in(&w->launch, 0) || !cache->contiguous || cache->dtype != w->dtype) return false;
     if (p->start && (p->start != begin || p->capacity != cache->shape[1])) return false;
+    for (int j = 0; j < k; j++)
+        if (p->part[j].cache == to) return false;
     p->start = (const int32_t *)begin, p->start_stride = start->stride[0], p->capacity = cache->shape[1];
     p->part[k].cache = to;
     read_early(w, p, 2);
@@ -201,7 +231,7 @@ bool few_blocks(const row_products &p, const tpi_cuda *cuda) {
 uint32_t tpi_cuda_row_group(const tpi_launch *launch, const tpi_bound *bound, uint32_t first,
                             tp_status *status) {
     const tpi_cuda *cuda = tpi_cuda_of(launch);
-    window w = {*launch, bound, first, first, 0, 0, {}};
+    window w = {*launch, bound, first, first, 0};
     row_products p = {};
     p.steady = true, p.fault = cuda->fault;
     const bool normed = take_norm(&w, &p);

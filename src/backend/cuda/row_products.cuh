@@ -5,7 +5,8 @@
 #include "backend/cuda/features.cuh"
 
 constexpr int most_products = 3, most_rows = 8;
-constexpr int most_normed = 2048; /* elements of a norm that every block makes for itself */
+constexpr int most_inner = 1 << 28; /* k, and n: indices and bytes of rows have 32 bits */
+constexpr int most_normed = 2048;   /* elements of a norm that every block makes for itself */
 
 /* y [m, n] = activation(x·w + bias), w lying [n, k]. */
 struct row_product {

@@ -69,7 +69,7 @@ bool TPI_SIMD(gemm_skinny)(const tpi_gemm *g, int64_t m0, int64_t m1, int64_t n0
 size_t TPI_SIMD(gemm_skinny_scratch)(int64_t m, int64_t n, int64_t k);
 
 /* Rows [m0, m1) of `second` = scale·(first)·B in the calling thread: first's term is x·A with x's rows
- * contiguous, second's is h·B, whose h is not read. The rank is at most lora_rows_rank. */
+ * contiguous, second's is h·B, whose h is not read. The rank is 1 ... lora_rows_rank. */
 void TPI_SIMD(lora_rows)(const tpi_gemm *first, const tpi_gemm *second, float scale, int64_t m0, int64_t m1,
                          float *scratch);
 int64_t TPI_SIMD(lora_rows_rank)(void);

@@ -227,7 +227,7 @@ static void low_rank_rows(void *arg, int index, int count) {
     const low_rank *job = arg;
     int64_t m = job->up.m, r = job->down.n, begin = m * index / count, end = m * (index + 1) / count;
     float *space = job->space + (size_t)index * job->stride;
-    if (r <= TPI_SIMD(lora_rows_rank)() && job->down.term[0].a.cs == 1) {
+    if (r > 0 && r <= TPI_SIMD(lora_rows_rank)() && job->down.term[0].a.cs == 1) {
         TPI_SIMD(lora_rows)(&job->down, &job->up, job->s, begin, end, space);
         return;
     }
