@@ -74,6 +74,7 @@ struct take_tiles {
 #endif
     }
 };
+static_assert(!take_tiles::reads, "its tiles come out of registers alone"); /* asked on Hopper, and here */
 
 /* ---- what tiles have left, row by row ---- */
 
