@@ -118,8 +118,8 @@ tp_status tpi_regex_find(const tpi_regex *regex, tpi_matcher *matcher, const cha
     if (rc == PCRE2_ERROR_NOMATCH) return TP_OK;
     if (rc == PCRE2_ERROR_NOMEMORY) return tpi_fail(TP_ENOMEM, "out of memory: matching a pattern");
     if (rc < 0)
-        return tpi_fail(regex->blame, "a pattern takes too many steps at byte %zu of \"%.100s\"", from,
-                        subject);
+        return tpi_fail(regex->blame, "a pattern takes too many steps at byte %zu of \"%.*s\"", from,
+                        length < 100 ? (int)length : 100, subject);
     const PCRE2_SIZE *span = pcre2_get_ovector_pointer(data);
     *start = span[0];
     *end = span[1];
