@@ -375,11 +375,16 @@ static cudaError_t ask_properties(tpi_cuda_device *device, char *text, size_t by
     return cudaSuccess;
 }
 
-/* What the plug-in has for this card. */
-static tp_status ask_code(tpi_cuda_device *device, const char *card) {
+/* What the plug-in has for this card, which the text says where it is of an older one. */
+static tp_status ask_code(tpi_cuda_device *device, char *card, size_t bytes) {
     tpi_cuda *k = &device->kernel;
     const cudaError_t error = tpi_cuda_code_capability(&k->capability);
-    if (error == cudaSuccess) return TP_OK;
+    const size_t used = strlen(card);
+    if (error == cudaSuccess) {
+        if (k->capability != k->card)
+            snprintf(card + used, bytes - used, ", code for %d.%d", k->capability / 10, k->capability % 10);
+        return TP_OK;
+    }
     cudaGetLastError(); /* an ordinary answer, which must not stick */
     return tpi_fail(TP_EDEVICE, "cuda:%d: the plug-in was built without code for this GPU (%s): %s", k->index,
                     card, cudaGetErrorString(error));
@@ -400,7 +405,7 @@ tp_status tpi_cuda_open(int index, tpi_warning warning, void **state, char *text
     error = ask_properties(device, text, bytes);
     if (error == cudaSuccess) error = make_device(device);
     tp_status status = tpi_cuda_report(device, error, "the device cannot be opened");
-    if (status == TP_OK) status = ask_code(device, text);
+    if (status == TP_OK) status = ask_code(device, text, bytes);
     if (status == TP_OK) status = tpi_cuda_libraries_create(&device->kernel.libraries);
     if (status != TP_OK)
         close_device(device);
