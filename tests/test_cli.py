@@ -331,6 +331,7 @@ class CliTest(unittest.TestCase):
         self.assertTrue(text.endswith("\n") and len(text) > 2)
         self.assertEqual(text, self.generate("-f", path))
         self.assertEqual(text, self.generate(stdin="A small light\n"))
+        self.assertEqual(text, self.generate(stdin="A small light\r\n"))
         self.assertEqual(text, self.generate("-c", self.config("prompt: A small light\ntemperature: 0\n")))
 
     def test_adapters_act(self):

@@ -75,6 +75,7 @@ static int read_stream(FILE *file, const char *name, char **text, size_t *length
     }
     if (ferror(file)) return cli_fail(EXIT_FILE, "%s: %s", name, strerror(errno));
     if (*length > 0 && (*text)[*length - 1] == '\n') --*length;
+    if (*length > 0 && (*text)[*length - 1] == '\r') --*length;
     return 0;
 }
 
