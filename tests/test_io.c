@@ -492,6 +492,24 @@ Test(file, moves_files_over_others) {
     tpi_free(data);
 }
 
+/* What cannot be moved is not thrown away. */
+Test(file, keeps_files_that_could_not_be_moved) {
+    tpi_atomic_dir *dir;
+    char path[512], *kept;
+    cr_assert_eq(tpi_dir_create(in_directory("set/a/deep")), TP_OK);
+    put_file(in_directory("set/b"), "old", 3);
+    cr_assert_eq(tpi_atomic_dir_open(in_directory("set/new"), &dir), TP_OK);
+    kept = tpi_strdup(tpi_atomic_dir_path(dir));
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%c", kept, 'a' + i);
+        put_file(path, "new", 3);
+    }
+    expect_message(tpi_atomic_dir_move_files(dir, in_directory("set"), "b"), TP_EIO, kept);
+    cr_expect(tpi_path_exists(path));
+    cr_expect_not(tpi_path_exists(in_directory("set/b")), "the old one vouches for nothing");
+    tpi_free(kept);
+}
+
 Test(file, removes_what_killed_processes_left) {
     static const char *const left[] = {"w/best.tmp-12-0", "w/a.tmp-1-2.tmp-33-4"};
     static const char *const kept[] = {"w/best", "w/a.tmp-", "w/a.tmp-1-", "w/a.tmp-1-2x", "w/b.tmp-1"};

@@ -36,6 +36,7 @@ bool tpi_is_temporary(const char *name) {
 
 tp_status tpi_sync_directory(const char *path) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES) return TP_OK; /* it may be written and not read: nothing can be done */
     if (fd < 0) return tpi_file_fail("open", path);
     /* EINVAL: a file system that has no such thing */
     tp_status status = fsync(fd) != 0 && errno != EINVAL ? tpi_file_fail("sync", path) : TP_OK;
@@ -278,8 +279,6 @@ static tp_status remove_file(const char *directory, const char *name) {
 static tp_status move_files(const tpi_atomic_dir *dir, const char *directory, const char *last, char **names,
                             size_t count) {
     bool found = false;
-    TPI_TRY(remove_file(directory, last));
-    TPI_TRY(tpi_sync_directory(directory));
     for (size_t i = 0; i < count; i++) {
         const bool is_last = strcmp(names[i], last) == 0;
         found = found || is_last;
@@ -295,7 +294,12 @@ tp_status tpi_atomic_dir_move_files(tpi_atomic_dir *dir, const char *directory, 
     size_t count;
     tp_status status = tpi_dir_list(dir->temporary, &names, &count);
     if (status == TP_OK) {
-        status = move_files(dir, directory, last, names, count);
+        status = remove_file(directory, last);
+        if (status == TP_OK) status = tpi_sync_directory(directory);
+        if (status == TP_OK && (status = move_files(dir, directory, last, names, count)) != TP_OK) {
+            dir->made = false; /* it stays: what is new is whole only with it */
+            tpi_fail_within(status, "the files that were not moved yet are in '%s'", dir->temporary);
+        }
         tpi_dir_list_free(names, count);
     }
     tpi_atomic_dir_abort(dir);

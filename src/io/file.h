@@ -70,7 +70,8 @@ void tpi_atomic_dir_abort(tpi_atomic_dir *dir);       /* consumed; NULL does not
 
 /* Instead of a commit: moves the files into `directory`, on the same file system, over those that have their
  * names. The file `last`, if it is one of them, is removed there first and comes last: where it is, the files
- * beside it are those that it came with. Consumed. */
+ * beside it are those that it came with. Consumed; where a file cannot be moved, it and the rest stay, and
+ * the message says where. */
 tp_status tpi_atomic_dir_move_files(tpi_atomic_dir *dir, const char *directory, const char *last);
 
 /* --- Paths and directories --- */
