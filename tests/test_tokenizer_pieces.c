@@ -1,5 +1,7 @@
 /* Tokenizers in SentencePiece's style: what each decoder step makes of tokens, streams that hold back what
  * later tokens decide, texts that continue others, files that are refused, and memory that runs short. */
+#include "tokenizer_helpers.h"
+
 #include "core/alloc.h"
 #include "taper/tokenizer.h"
 
@@ -346,19 +348,7 @@ static tp_status use_everything(void) {
 }
 
 Test(tokenizer_pieces, failing_allocations) {
-    cr_assert_eq(use_everything(), TP_OK, "%s", tp_error_message());
-    int64_t live = tpi_alloc_live(), failures = 0;
-    /* A failure within the JIT's compilation is absorbed, so that one success does not mean the end. */
-    for (int64_t n = 1, successes = 0; successes < 20; n++) {
-        tpi_alloc_fail_at(n);
-        tp_status status = use_everything();
-        tpi_alloc_fail_at(0);
-        cr_expect(status == TP_OK || status == TP_ENOMEM, "allocation %ld: %s", (long)n, tp_error_message());
-        cr_expect_eq(tpi_alloc_live(), live, "allocation %ld leaks", (long)n);
-        successes = status == TP_OK ? successes + 1 : 0;
-        failures += status != TP_OK;
-    }
-    cr_assert_gt(failures, 60);
+    sweep_allocations(use_everything);
 }
 
 /* After a call that failed nothing was taken or given: calling again gives what would have been given. */

@@ -4,12 +4,10 @@
 #include "models/adapter.h"
 
 #include "core/alloc.h"
-#include "core/convert.h"
 #include "core/error.h"
 #include "io/json_write.h"
 #include "taper/ops.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,22 +61,6 @@ static tp_lazy *merged(tp_graph *g, tp_tensor *weight, const tpi_update *updates
     return w;
 }
 
-/* A merged weight that is not finite comes of a damaged adapter, or is too large for the file's dtype. */
-static tp_status check_finite(const tp_tensor *sum, tp_dtype dtype, const char *name) {
-    const size_t count = (size_t)tp_tensor_count(sum);
-    float *values = tpi_malloc(count * sizeof *values);
-    tp_status status = values ? tp_tensor_read(sum, TP_F32, values, count * sizeof *values) : TP_ENOMEM;
-    for (size_t i = 0; i < count && status == TP_OK; i++) {
-        float rounded;
-        tpi_store_f32(&rounded, dtype, 0, values[i]);
-        if (!isfinite(tpi_load_f32(&rounded, dtype, 0)))
-            status = tpi_fail(TP_ENONFINITE, "%s: %g at element %zu of the merged weight, as %s", name,
-                              (double)values[i], i, tp_dtype_name(dtype));
-    }
-    tpi_free(values);
-    return status;
-}
-
 static tp_status write_weight(void *user, size_t index, tpi_st_sink *sink) {
     const saver *s = user;
     const int i = (int)index, linear = linear_of(s->model, i);
@@ -93,8 +75,8 @@ static tp_status write_weight(void *user, size_t index, tpi_st_sink *sink) {
         status = w ? tp_lazy_eval(w, &sum) : tp_graph_status(s->graph);
         tp_graph_reset(s->graph);
     }
-    if (status == TP_OK && sum) status = check_finite(sum, file_dtype(s, i), s->model->weights[i].name);
-    if (status == TP_OK) status = tpi_sink_tensor(sink, sum ? sum : weight, file_dtype(s, i));
+    const char *finite = sum ? s->model->weights[i].name : NULL;
+    if (status == TP_OK) status = tpi_sink_tensor(sink, sum ? sum : weight, file_dtype(s, i), finite);
     tp_tensor_release(sum);
     return status;
 }
@@ -223,7 +205,8 @@ static tp_status save_weights_into(const saver *s, const char *directory) {
     return status;
 }
 
-static tp_status write_files(const saver *s, const char *directory) {
+static tp_status write_files(const void *user, const char *directory) {
+    const saver *s = user;
     TPI_TRY(save_weights_into(s, directory));
     for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
         TPI_TRY(transfer(s, COPIED[i], directory, copy_file));
@@ -245,20 +228,11 @@ static void clean(const char *directory) {
     tpi_dir_unlock(lock);
 }
 
-/* A directory with a config.json is whole, also if saving ends half-way. */
 static tp_status save_all(const saver *s, const char *directory) {
-    tpi_atomic_dir *dir = NULL;
     TPI_TRY(tpi_model_check_target(s->model, directory));
     TPI_TRY(tpi_dir_create(directory));
     clean(directory);
-    char *beside = tpi_path_join(directory, "model");
-    tp_status status = beside ? tpi_atomic_dir_open(beside, &dir) : TP_ENOMEM;
-    tpi_free(beside);
-    if (status != TP_OK) return status;
-    status = write_files(s, tpi_atomic_dir_path(dir));
-    if (status == TP_OK) return tpi_atomic_dir_move_files(dir, directory, CONFIG);
-    tpi_atomic_dir_abort(dir);
-    return status;
+    return tpi_save_files(directory, CONFIG, write_files, s);
 }
 
 tp_status tp_model_save(const tp_model *model, const char *directory, const tp_model_save_options *options) {

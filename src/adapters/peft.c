@@ -95,7 +95,7 @@ tp_status tp_adapter_load(tp_adapter **out, const tp_model *model, const char *d
 
 static tp_status write_parameter(void *user, size_t index, tpi_st_sink *sink) {
     const tp_adapter *adapter = user;
-    return tpi_sink_tensor(sink, adapter->parameters[index].tensor, TP_F32);
+    return tpi_sink_tensor(sink, adapter->parameters[index].tensor, TP_F32, NULL);
 }
 
 static tp_status save_weights(const tp_adapter *adapter, const char *path) {
@@ -111,7 +111,8 @@ static tp_status save_weights(const tp_adapter *adapter, const char *path) {
     return status;
 }
 
-static tp_status write_files(const tp_adapter *adapter, const char *directory) {
+static tp_status write_files(const void *user, const char *directory) {
+    const tp_adapter *adapter = user;
     char *config = tpi_path_join(directory, CONFIG), *weights = tpi_path_join(directory, WEIGHTS);
     tp_status status = config && weights ? save_weights(adapter, weights) : TP_ENOMEM;
     if (status == TP_OK) status = tpi_peft_config_write(config, adapter);
@@ -120,15 +121,6 @@ static tp_status write_files(const tp_adapter *adapter, const char *directory) {
     return status;
 }
 
-/* Where there is a configuration, the weights beside it are its own, also if saving ends half-way. */
 tp_status tp_adapter_save(const tp_adapter *adapter, const char *directory) {
-    tpi_atomic_dir *dir = NULL;
-    char *beside = tpi_path_join(directory, "adapter");
-    tp_status status = beside ? tpi_atomic_dir_open(beside, &dir) : TP_ENOMEM;
-    tpi_free(beside);
-    if (status != TP_OK) return status;
-    status = write_files(adapter, tpi_atomic_dir_path(dir));
-    if (status == TP_OK) return tpi_atomic_dir_move_files(dir, directory, CONFIG);
-    tpi_atomic_dir_abort(dir);
-    return status;
+    return tpi_save_files(directory, CONFIG, write_files, adapter);
 }

@@ -244,12 +244,9 @@ typedef struct explanation {
 
 static void add_line(void *user, const char *line) {
     explanation *e = user;
-    const size_t length = strlen(line);
-    if (e->status == TP_OK) e->status = tpi_text_reserve(&e->text, length + 2);
-    if (e->status != TP_OK) return;
-    memcpy(e->text.data + e->text.length, line, length);
-    memcpy(e->text.data + e->text.length + length, "\n", 2);
-    e->text.length += length + 1;
+    if (e->status == TP_OK) e->status = tpi_text_append(&e->text, line, strlen(line));
+    if (e->status == TP_OK) e->status = tpi_text_append(&e->text, "\n", 2);
+    if (e->status == TP_OK) e->text.length--; /* the NUL does not count */
 }
 
 tp_status tp_graph_explain(tp_graph *graph, tp_lazy *const *outputs, int n, char **out) {

@@ -34,6 +34,8 @@ void tpi_evaluation_init(tpi_evaluation *e, tp_context *ctx, tpi_plan *plan, voi
 static void take_leaves(tpi_evaluation *e) {
     const tpi_plan *plan = e->run.plan;
     for (uint32_t i = 0; i < plan->n_leaves; i++) e->run.bases[i] = tpi_tensor_pointer(e->leaves[i]);
+    for (uint32_t i = 0; i < plan->n_assigned; i++) e->states[i] = e->leaves[plan->assigned[i]]->storage;
+    e->n_states = plan->n_assigned;
     e->run.binding = 0;
 }
 
@@ -43,10 +45,6 @@ static tp_status check_made(const tpi_evaluation *e) {
     return TP_OK;
 }
 
-static tpi_storage *state_of(const tpi_evaluation *e, uint32_t assignment) {
-    return e->leaves[e->run.plan->assigned[assignment]]->storage;
-}
-
 static int by_group(const void *left, const void *right) {
     const tpi_storage *a = *(tpi_storage *const *)left, *b = *(tpi_storage *const *)right;
     const uintptr_t x = (uintptr_t)atomic_load(&a->group), y = (uintptr_t)atomic_load(&b->group);
@@ -54,14 +52,17 @@ static int by_group(const void *left, const void *right) {
     return (uintptr_t)a < (uintptr_t)b ? -1 : (uintptr_t)a > (uintptr_t)b;
 }
 
-/* The states from `begin` on that have a group in common, sorted: the group if they are all its members, else
- * each of them. Returns their end. */
-static uint32_t take_group(tpi_evaluation *e, tpi_storage *const *sorted, uint32_t begin, uint32_t n) {
-    tpi_state_group *group = atomic_load(&sorted[begin]->group);
+/* The states from `begin` on that have a group in common, of n that are sorted: the group if they are all its
+ * members, else each of them, moved ahead. Returns their end. */
+static uint32_t take_group(tpi_evaluation *e, uint32_t begin, uint32_t n) {
+    tpi_state_group *group = atomic_load(&e->states[begin]->group);
     const uint32_t first = e->n_states;
+    const tpi_storage *last = NULL;
     uint32_t end = begin;
-    for (; end < n && atomic_load(&sorted[end]->group) == group; end++)
-        if (end == begin || sorted[end] != sorted[end - 1]) e->states[e->n_states++] = sorted[end];
+    for (; end < n && atomic_load(&e->states[end]->group) == group; end++) {
+        if (e->states[end] == last) continue;
+        last = e->states[e->n_states++] = e->states[end];
+    }
     if (e->n_states - first == (uint32_t)atomic_load(&group->members)) {
         e->n_states = first;
         e->groups[e->n_groups++] = group;
@@ -70,19 +71,14 @@ static uint32_t take_group(tpi_evaluation *e, tpi_storage *const *sorted, uint32
 }
 
 static tp_status take_groups(tpi_evaluation *e) {
-    const uint32_t n = e->run.plan->n_assigned;
+    const uint32_t n = e->n_states;
     tpi_state_group *fresh = NULL;
-    if (n == 0) return TP_OK;
-    tpi_storage **sorted = tpi_calloc(n, sizeof *sorted);
-    tp_status status = sorted ? TP_OK : TP_ENOMEM;
-    for (uint32_t i = 0; i < n && status == TP_OK; i++) {
-        sorted[i] = state_of(e, i);
-        if (!atomic_load(&sorted[i]->group)) status = tpi_storage_join(sorted[i], &fresh);
-    }
-    if (status == TP_OK) qsort(sorted, n, sizeof *sorted, by_group);
-    for (uint32_t i = 0; i < n && status == TP_OK;) i = take_group(e, sorted, i, n);
-    tpi_free(sorted);
-    return status;
+    for (uint32_t i = 0; i < n; i++)
+        if (!atomic_load(&e->states[i]->group)) TPI_TRY(tpi_storage_join(e->states[i], &fresh));
+    qsort(e->states, n, sizeof *e->states, by_group);
+    e->n_states = 0;
+    for (uint32_t i = 0; i < n;) i = take_group(e, i, n);
+    return TP_OK;
 }
 
 /* A storage is lost by the evaluation that makes it, or never. */
@@ -170,7 +166,6 @@ static void set_marks(const tpi_evaluation *e) {
         e->fresh[b]->mark = mark;
         atomic_store_explicit(&e->fresh[b]->unchecked, plan->can_fail, memory_order_relaxed);
     }
-    for (uint32_t i = 0; !e->settled && i < plan->n_assigned; i++) state_of(e, i)->mark = mark;
     for (uint32_t i = 0; i < e->n_states; i++) e->states[i]->mark = mark;
     for (uint32_t i = 0; i < e->n_groups; i++) e->groups[i]->mark = mark;
 }

@@ -14,7 +14,8 @@ typedef struct tpi_evaluation {
     tpi_storage **fresh; /* one for each result buffer; owned */
     tp_tensor **results; /* one for each output; owned */
     bool settled;        /* see tpi_evaluation_settle */
-    /* If it is, what is assigned, each once, borrowed: whole groups, and states of others. */
+    /* What is assigned, borrowed: if it is settled whole groups, and states of others, each once; else
+     * states, one for each assignment. */
     tpi_state_group **groups;
     tpi_storage **states;
     uint32_t n_groups, n_states;

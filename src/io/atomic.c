@@ -34,20 +34,10 @@ bool tpi_is_temporary(const char *name) {
     return at && sscanf(at, TEMPORARY "%ld-%u%n", &pid, &number, &end) == 2 && !at[end];
 }
 
-tp_status tpi_sync_directory(const char *path) {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES) return TP_OK; /* it may be written and not read: nothing can be done */
-    if (fd < 0) return tpi_file_fail("open", path);
-    /* EINVAL: a file system that has no such thing */
-    tp_status status = fsync(fd) != 0 && errno != EINVAL ? tpi_file_fail("sync", path) : TP_OK;
-    close(fd);
-    return status;
-}
-
 tp_status tpi_sync_parent(const char *path) {
     char *parent = tpi_path_parent(path);
     if (!parent) return TP_ENOMEM;
-    tp_status status = tpi_sync_directory(parent);
+    tp_status status = tpi_sync(parent);
     tpi_free(parent);
     return status;
 }
@@ -243,7 +233,7 @@ tp_status tpi_atomic_dir_commit(tpi_atomic_dir *dir) {
     tp_status status = TP_OK;
     if (tpi_path_exists(dir->path) && !tpi_path_is_directory(dir->path))
         status = tpi_fail(TP_EIO, "cannot replace '%s': not a directory", dir->path);
-    if (status == TP_OK) status = tpi_sync_directory(dir->temporary);
+    if (status == TP_OK) status = tpi_sync(dir->temporary);
     if (status == TP_OK) status = exchange(dir);
     if (status == TP_OK) status = tpi_sync_parent(dir->path);
     tpi_atomic_dir_abort(
@@ -284,9 +274,9 @@ static tp_status move_files(const tpi_atomic_dir *dir, const char *directory, co
         found = found || is_last;
         if (!is_last) TPI_TRY(move_file(dir, directory, names[i]));
     }
-    TPI_TRY(tpi_sync_directory(directory));
+    TPI_TRY(tpi_sync(directory));
     if (found) TPI_TRY(move_file(dir, directory, last));
-    return tpi_sync_directory(directory);
+    return tpi_sync(directory);
 }
 
 tp_status tpi_atomic_dir_move_files(tpi_atomic_dir *dir, const char *directory, const char *last) {
@@ -295,7 +285,7 @@ tp_status tpi_atomic_dir_move_files(tpi_atomic_dir *dir, const char *directory, 
     tp_status status = tpi_dir_list(dir->temporary, &names, &count);
     if (status == TP_OK) {
         status = remove_file(directory, last);
-        if (status == TP_OK) status = tpi_sync_directory(directory);
+        if (status == TP_OK) status = tpi_sync(directory);
         if (status == TP_OK && (status = move_files(dir, directory, last, names, count)) != TP_OK) {
             dir->made = false; /* it stays: what is new is whole only with it */
             tpi_fail_within(status, "the files that were not moved yet are in '%s'", dir->temporary);

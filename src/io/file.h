@@ -42,8 +42,8 @@ tp_status tpi_file_read(const char *path, size_t max_bytes, char **data, size_t 
 /* Replaces the file atomically. */
 tp_status tpi_file_write(const char *path, const void *data, size_t size);
 
-/* What was appended to the file is on the disk then. */
-tp_status tpi_file_sync(const char *path);
+/* What was appended to a file, or renamed in a directory, is on the disk then. */
+tp_status tpi_sync(const char *path);
 
 /* Appends to the file, made if need be; when that fails the file is cut back to what it was. */
 tp_status tpi_file_append(const char *path, const void *data, size_t size);

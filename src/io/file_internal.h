@@ -13,10 +13,7 @@ tp_status tpi_file_fail(const char *doing, const char *path);
 /* write(2) until all is written. */
 tp_status tpi_write_all(int fd, const char *path, const void *data, size_t size);
 
-/* fsync of a directory, which makes renames in it durable. */
-tp_status tpi_sync_directory(const char *path);
-
-/* The same of the directory that the path is in. */
+/* tpi_sync of the directory that the path is in. */
 tp_status tpi_sync_parent(const char *path);
 
 /* Owned "<path>.tmp-<pid>-<n>", where n has not been used in this process; NULL when memory is short. */

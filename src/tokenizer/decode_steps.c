@@ -8,8 +8,6 @@
 
 #include <string.h>
 
-static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
-
 /* One call of a walk. */
 typedef struct call {
     tpi_decode_walk *walk;
@@ -82,7 +80,8 @@ static tp_status finish_run(call c, size_t step) {
     const char *run = s->held.data + s->place.passed;
     s->place.passed = s->held.length;
     if (tpi_utf8_valid(run, length) == length) return give(c, step + 1, run, length);
-    for (size_t i = 0; i < length; i++) TPI_TRY(give(c, step + 1, replacement, sizeof replacement - 1));
+    for (size_t i = 0; i < length; i++)
+        TPI_TRY(give(c, step + 1, TPI_REPLACEMENT, sizeof TPI_REPLACEMENT - 1));
     return TP_OK;
 }
 

@@ -9,6 +9,7 @@
 typedef struct encoder {
     const tp_tokenizer *tokenizer;
     tpi_standing standing; /* of the whole text */
+    bool prefix, suffix;   /* of the template, around it */
     tpi_matcher *matcher;
     tpi_text clean;
     tpi_normal_scratch normal;
@@ -47,26 +48,25 @@ static tp_status encode_raw(encoder *e, const char *text, size_t length, tpi_sta
     return cut_added(e, &e->tokenizer->added.normal, text, length, standing, encode_normal);
 }
 
-static tp_status encode(encoder *e, const char *text, size_t length, bool add_special) {
+static tp_status encode(encoder *e, const char *text, size_t length) {
     const tp_tokenizer *t = e->tokenizer;
     TPI_TRY(tpi_matcher_create(&e->matcher));
     e->split =
         (tpi_split_walk){.splitter = &t->splitter, .matcher = e->matcher, .word = encode_word, .context = e};
     TPI_TRY(tpi_text_append_lossy(&e->clean, text, length));
-    TPI_TRY(tpi_ids_append(&e->ids, t->prefix.data, add_special ? t->prefix.count : 0));
+    TPI_TRY(tpi_ids_append(&e->ids, t->prefix.data, e->prefix ? t->prefix.count : 0));
     TPI_TRY(cut_added(e, &t->added.raw, e->clean.data, e->clean.length, e->standing, encode_raw));
-    TPI_TRY(tpi_ids_append(&e->ids, t->suffix.data, add_special ? t->suffix.count : 0));
+    TPI_TRY(tpi_ids_append(&e->ids, t->suffix.data, e->suffix ? t->suffix.count : 0));
     return tpi_grow(&e->ids.data, &e->ids.capacity, 1, sizeof *e->ids.data); /* never NULL */
 }
 
-static tp_status encode_with(encoder *e, const char *text, size_t length, bool add_special, int32_t **ids,
-                             size_t *count) {
+static tp_status encode_with(encoder *e, const char *text, size_t length, int32_t **ids, size_t *count) {
     *ids = NULL;
     *count = 0;
     if (length > INT32_MAX)
         return tpi_fail(TP_EINVAL, "encoding: expected a text of at most %d bytes, got %zu", INT32_MAX,
                         length);
-    tp_status status = encode(e, text, length, add_special);
+    tp_status status = encode(e, text, length);
     tpi_matcher_destroy(e->matcher);
     tpi_text_free(&e->clean);
     tpi_text_free(&e->split.marked);
@@ -83,8 +83,9 @@ static tp_status encode_with(encoder *e, const char *text, size_t length, bool a
 
 tp_status tp_tokenizer_encode(const tp_tokenizer *tokenizer, const char *text, size_t length,
                               bool add_special, int32_t **ids, size_t *count) {
-    encoder e = {.tokenizer = tokenizer, .standing = TPI_STANDS_FIRST};
-    return encode_with(&e, text, length, add_special, ids, count);
+    encoder e = {
+        .tokenizer = tokenizer, .standing = TPI_STANDS_FIRST, .prefix = add_special, .suffix = add_special};
+    return encode_with(&e, text, length, ids, count);
 }
 
 tp_status tp_tokenizer_encode_behind(const tp_tokenizer *tokenizer, const int32_t *before,
@@ -94,38 +95,24 @@ tp_status tp_tokenizer_encode_behind(const tp_tokenizer *tokenizer, const int32_
     if (before_count > 0)
         e.standing = tpi_added_has(&tokenizer->added, before[before_count - 1]) ? TPI_STANDS_BEHIND
                                                                                 : TPI_STANDS_CONTINUED;
-    return encode_with(&e, text, length, false, ids, count);
+    return encode_with(&e, text, length, ids, count);
 }
 
-static bool has_prefix(const tpi_ids *prefix, const int32_t *ids, size_t count) {
-    return count >= prefix->count && memcmp(ids, prefix->data, prefix->count * sizeof *ids) == 0;
+/* Whether the text behind the prefix begins with the prefix. */
+static bool is_doubled(const tpi_ids *prefix, const int32_t *ids, size_t count) {
+    const size_t n = prefix->count;
+    return n > 0 && count >= 2 * n && memcmp(ids + n, prefix->data, n * sizeof *ids) == 0;
 }
 
 tp_status tpi_tokenizer_encode_start(const tp_tokenizer *tokenizer, const char *text, size_t length,
                                      int32_t **ids, size_t *count, size_t *begin) {
-    const tpi_ids *prefix = &tokenizer->prefix;
-    int32_t *body;
-    size_t body_count;
-    *ids = NULL;
-    *count = 0;
-    *begin = prefix->count;
-    TPI_TRY(tp_tokenizer_encode(tokenizer, text, length, false, &body, &body_count));
-    if (prefix->count == 0 || has_prefix(prefix, body, body_count)) {
-        *ids = body;
-        *count = body_count;
-        return TP_OK;
-    }
-    tpi_ids all = {0};
-    tp_status status = tpi_ids_append(&all, prefix->data, prefix->count);
-    if (status == TP_OK) status = tpi_ids_append(&all, body, body_count);
-    tpi_free(body);
-    if (status == TP_OK) {
-        *ids = all.data;
-        *count = all.count;
-    } else {
-        tpi_free(all.data);
-    }
-    return status;
+    encoder e = {.tokenizer = tokenizer, .standing = TPI_STANDS_FIRST, .prefix = true};
+    *begin = tokenizer->prefix.count;
+    TPI_TRY(encode_with(&e, text, length, ids, count));
+    if (!is_doubled(&tokenizer->prefix, *ids, *count)) return TP_OK;
+    *count -= *begin;
+    memmove(*ids, *ids + *begin, *count * sizeof **ids);
+    return TP_OK;
 }
 
 void tp_ids_free(int32_t *ids) {

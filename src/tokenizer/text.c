@@ -5,8 +5,6 @@
 #include <string.h>
 #include <utf8proc.h>
 
-static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
-
 typedef enum form { WELL, ILL, UNFINISHED } form;
 
 /* The longest beginning of `bytes` that is one character, or the beginning of one (then ILL, or UNFINISHED
@@ -38,7 +36,7 @@ tp_status tpi_text_append_lossy(tpi_text *text, const char *bytes, size_t length
         size_t size = scan(bytes + i, length - i, &as);
         if (as != WELL) {
             status = tpi_text_append(text, bytes + good, i - good);
-            if (status == TP_OK) status = tpi_text_append(text, replacement, sizeof replacement - 1);
+            if (status == TP_OK) status = tpi_text_append(text, TPI_REPLACEMENT, sizeof TPI_REPLACEMENT - 1);
             good = i + size;
         }
         i += size;

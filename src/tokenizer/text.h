@@ -17,6 +17,8 @@ typedef enum tpi_standing {
     TPI_STANDS_CONTINUED /* the text begins with it, but continues another one */
 } tpi_standing;
 
+#define TPI_REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
+
 /* Appends `bytes` with each maximal ill-formed sequence replaced by U+FFFD (Unicode 3.9, "substitution of
  * maximal subparts"). */
 tp_status tpi_text_append_lossy(tpi_text *text, const char *bytes, size_t length);

@@ -327,14 +327,15 @@ tp_status tpi_checkpoint_clean(const tp_trainer *t) {
     return status;
 }
 
+static tp_status refuse_run(const char *out, const char *what) {
+    return tpi_fail(TP_EINVAL, "%s holds a run (%s): resume it, or give another output directory", out, what);
+}
+
 /* The best adapter or model of a run that was killed before its first checkpoint. */
 static tp_status refuse_best(const char *out) {
     char *best = tpi_path_join(out, "best");
     if (!best) return TP_ENOMEM;
-    tp_status status = TP_OK;
-    if (tpi_path_exists(best))
-        status = tpi_fail(TP_EINVAL, "%s holds a run (%s): resume it, or give another output directory", out,
-                          best);
+    tp_status status = tpi_path_exists(best) ? refuse_run(out, best) : TP_OK;
     tpi_free(best);
     return status;
 }
@@ -352,11 +353,10 @@ tp_status tpi_checkpoint_find(const tp_trainer *t, char **path) {
     *path = newest;
     if (resume) return TP_OK;
     if (!newest) return refuse_best(t->options.out);
-    tpi_fail(TP_EINVAL, "%s holds a run (%s): resume it, or give another output directory", t->options.out,
-             newest);
-    tpi_free(newest);
     *path = NULL;
-    return TP_EINVAL;
+    tp_status status = refuse_run(t->options.out, newest);
+    tpi_free(newest);
+    return status;
 }
 
 /* Removes all but the newest `keep` of those up to the present step: of step k there are `keep` newer ones.

@@ -98,7 +98,7 @@ void tpi_log_close(tpi_log *log) {
 /* ---- writing ---- */
 
 tp_status tpi_log_sync(const tpi_log *log) {
-    return tpi_file_sync(log->path);
+    return tpi_sync(log->path);
 }
 
 static void put_record(tpi_json_writer *w, const tp_train_record *r) {
