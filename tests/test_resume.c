@@ -44,6 +44,36 @@ Test(run, a_finished_run_resumes_to_its_end) {
     cr_expect_eq(again.steps, 0);
 }
 
+static size_t checkpoint_count(const char *out) {
+    char path[512], **names;
+    size_t count;
+    snprintf(path, sizeof path, "%s/checkpoints", out);
+    must(tpi_dir_list(path, &names, &count));
+    tpi_dir_list_free(names, count);
+    return count;
+}
+
+/* A process may be killed between the last checkpoint and the removal of those before it. */
+Test(run, resuming_removes_checkpoints_beyond_those_to_keep) {
+    witness w = {0};
+    tp_train_options options = run_options(TP_TRAIN_LORA, in_root("out"));
+    options.save_every = 1;
+    options.keep = 0; /* all */
+    must(run(&options, &w, NULL));
+    cr_assert_eq(checkpoint_count(options.out), 12);
+    options.resume = in_root("out/checkpoints/step-000007");
+    options.keep = 3;
+    w = (witness){.stop_at = 8};
+    must_fail(run(&options, &w, NULL), TP_EINTERRUPTED, "step-000008");
+    cr_expect_eq(checkpoint_count(options.out), 3 + 4, "6 to 8, and those that are newer");
+    options.resume = "auto";
+    options.keep = 1;
+    w = (witness){0};
+    must(run(&options, &w, NULL));
+    cr_expect_eq(w.steps, 0);
+    cr_expect_eq(checkpoint_count(options.out), 1);
+}
+
 /* Runs in a process of its own and kills it: at a step, or after so many microseconds. True if it ended by
  * itself. */
 static bool run_and_kill(int64_t kill_at, useconds_t delay) {
@@ -92,11 +122,7 @@ Test(run, killed_at_any_moment_resumes_to_the_same_bits, .timeout = 240) {
     cr_expect_eq(records, 7);
     tpi_free(whole_log);
     tpi_free(killed_log);
-    char **names;
-    size_t count;
-    must(tpi_dir_list(in_root("killed/checkpoints"), &names, &count));
-    cr_expect_eq(count, 1, "nothing half-written is left");
-    tpi_dir_list_free(names, count);
+    cr_expect_eq(checkpoint_count(in_root("killed")), 1, "nothing half-written is left");
 }
 
 static void flip_model(const char *directory) {

@@ -320,13 +320,6 @@ static tp_status find_newest(const char *out, char **newest) {
     return status;
 }
 
-tp_status tpi_checkpoint_clean(const tp_trainer *t) {
-    char *directory = tpi_path_join(t->options.out, "checkpoints");
-    tp_status status = directory ? tpi_dir_remove_temporaries(directory) : TP_ENOMEM;
-    tpi_free(directory);
-    return status;
-}
-
 static tp_status refuse_run(const char *out, const char *what) {
     return tpi_fail(TP_EINVAL, "%s holds a run (%s): resume it, or give another output directory", out, what);
 }
@@ -377,6 +370,14 @@ static tp_status prune(const tp_trainer *t, const char *directory) {
         if (newer >= t->options.keep) status = remove_entry(directory, names[i]);
     }
     tpi_dir_list_free(names, count);
+    return status;
+}
+
+tp_status tpi_checkpoint_clean(const tp_trainer *t) {
+    char *directory = tpi_path_join(t->options.out, "checkpoints");
+    tp_status status = directory ? tpi_dir_remove_temporaries(directory) : TP_ENOMEM;
+    if (status == TP_OK && tpi_path_is_directory(directory)) status = prune(t, directory);
+    tpi_free(directory);
     return status;
 }
 

@@ -75,7 +75,8 @@ tp_status tpi_checkpoint_save(tp_trainer *trainer);
  * an output directory that holds some when nothing is to be resumed. */
 tp_status tpi_checkpoint_find(const tp_trainer *trainer, char **path);
 
-/* Removes checkpoints that killed processes had not finished. Under the lock of <out>. */
+/* Removes what killed processes left: checkpoints that they had not finished, and those up to the present
+ * step that they had not pruned yet. Under the lock of <out>. */
 tp_status tpi_checkpoint_clean(const tp_trainer *trainer);
 
 /* Restores state, parameters and moments; all is checked before anything changes. TP_EIO for a directory that
