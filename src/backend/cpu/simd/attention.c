@@ -1,8 +1,8 @@
 /* Attention in blocks with a running softmax (Dao et al. 2022): scores never leave the first cache.
  *
  * Keys and values are packed once for all queries and heads that share them. The output of a block of queries
- * is a sum that is scaled down whenever a later block of keys raises a row's maximum. A few queries, as in
- * generation, are computed without packing: keys and values stream past once. */
+ * is a sum that is scaled down whenever a later block of keys raises a row's maximum. A few
+ * queries, as in generation, are attention_few.c's. */
 #include "backend/cpu/simd/attention.h"
 
 typedef struct forward {
@@ -11,25 +11,14 @@ typedef struct forward {
     float *packed, *blocks;
 } forward;
 
-static bool few(const attention *p) {
-    return p->queries * (p->heads / p->groups) <= FEW;
-}
-
 static int64_t thread_floats(const attention *p) {
-    int64_t d = round_up(p->size, NR);
-    if (few(p)) {
-        size_t a = TPI_SIMD(gemm_scratch)(FEW, p->keys, p->size),
-               b = TPI_SIMD(gemm_scratch)(FEW, p->size, p->keys);
-        return FEW * (p->keys + 2 * d) + (int64_t)((a > b ? a : b) / sizeof(float));
-    }
-    return QUERIES * (2 * d + 2 * KEYS + 2);
+    return QUERIES * (2 * round_up(p->size, NR) + 2 * KEYS + 2);
 }
 
 static forward forward_of(const tpi_launch *launch) {
     forward f = {.p = attention_of(launch), .packed = tpi_scratch(launch)};
-    bool packs = !few(&f.p);
-    f.k_size = packs ? round_up(f.p.keys, NR) * f.p.size : 0;
-    f.v_size = packs ? f.p.keys * round_up(f.p.size, NR) : 0;
+    f.k_size = round_up(f.p.keys, NR) * f.p.size;
+    f.v_size = f.p.keys * round_up(f.p.size, NR);
     f.thread_size = round_up(thread_floats(&f.p), 16);
     f.blocks = f.packed + round_up(f.p.batches * f.p.groups * (f.k_size + f.v_size), 16);
     return f;
@@ -155,64 +144,9 @@ static void query_block(const void *job, int64_t i, int thread) {
     finish_rows(p, &w);
 }
 
-/* ---- few queries ---- */
-
-/* All queries of a group's heads in a sequence, one row each: row = t·share + head. */
-static void few_queries(const void *job, int64_t item, int thread) {
-    const forward *f = job;
-    const attention *p = &f->p;
-    int64_t share = p->heads / p->groups, b = item / p->groups, g = item % p->groups,
-            rows = p->queries * share;
-    int64_t d = round_up(p->size, NR), n = last_key(p, b);
-    float *q = f->blocks + thread * f->thread_size, *out = q + FEW * d, *scores = out + FEW * d;
-    float *scratch = scores + FEW * p->keys, top[FEW], sum[FEW];
-    for (int64_t r = 0; r < rows; r++) {
-        tpi_matrix m = head_matrix(p, 0, b, g * share + r % share);
-        TPI_SIMD(to_f32)(m.data, m.dtype, r / share * m.rs, p->size, q + r * d);
-    }
-    tpi_gemm product = {
-        .m = rows, .n = n, .terms = 1, .c = scores, .rs = p->keys, .cs = 1, .c_dtype = TP_F32};
-    product.term[0] = (tpi_term){{q, d, 1, TP_F32}, tpi_matrix_transposed(head_matrix(p, 1, b, g)), p->size};
-    TPI_SIMD(gemm_block)(&product, 0, rows, 0, n, scratch);
-    for (int64_t r = 0; r < rows; r++) {
-        float *x = scores + r * p->keys;
-        int64_t first, end;
-        visible_keys(p, b, r / share, &first, &end);
-        scale_scores(p, (float)p->attr->scale, b, g * share + r % share, r / share, 0, first, end, x);
-        top[r] = row_max(x + first, end - first), sum[r] = 0.0f;
-        vf shift = v_set(top[r] == -INFINITY ? 0.0f : top[r]);
-        ROW_SUM(sum[r], end - first, {
-            vf e = v_exp_term(row_get(x + first, i, part) - shift);
-            v_put(x + first, TP_F32, i, e, part);
-            term = part < VW ? v_keep(e, part) : e;
-        });
-        memset(x, 0, sizeof(float) * (size_t)first);
-        memset(x + end, 0, sizeof(float) * (size_t)(n - end));
-    }
-    memset(out, 0, sizeof(float) * (size_t)(rows * d));
-    tpi_gemm sums = {.m = rows, .n = p->size, .terms = 1, .c = out, .rs = d, .cs = 1, .c_dtype = TP_F32};
-    sums.term[0] = (tpi_term){{scores, p->keys, 1, TP_F32}, head_matrix(p, 2, b, g), n};
-    if (n) TPI_SIMD(gemm_block)(&sums, 0, rows, 0, p->size, scratch);
-    for (int64_t r = 0; r < rows; r++) {
-        query_rows w = {.b = b,
-                        .h = g * share + r % share,
-                        .t = r / share,
-                        .rows = 1,
-                        .d = d,
-                        .out = out + r * d,
-                        .top = top + r,
-                        .sum = sum + r};
-        finish_rows(p, &w);
-    }
-}
-
 KERNEL(attention) {
     forward f = forward_of(launch);
     const attention *p = &f.p;
-    if (few(p)) {
-        run_tasks(launch->threads, p->batches * p->groups, few_queries, &f);
-        return TP_OK;
-    }
     run_tasks(launch->threads, p->batches * p->groups * ceil_div(p->keys, NR), pack_keys, &f);
     run_tasks(launch->threads, p->batches * p->heads * ceil_div(p->queries, QUERIES), query_block, &f);
     return TP_OK;

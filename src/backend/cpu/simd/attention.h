@@ -13,7 +13,7 @@
 
 #define QUERIES (VW == 16 ? 4 * MR : 8 * MR) /* a block of queries */
 #define KEYS    128                          /* a block of keys: whole panels */
-#define FEW     16                           /* queries of a group that are computed without packing */
+#define FEW     64                           /* queries of a group, up to which keys are divided */
 
 typedef struct attention {
     const tpi_launch *launch;

@@ -27,6 +27,9 @@ const tpi_kernel_entry TPI_SIMD(kernels)[] = {
     SHARED(TPI_LINEAR_LORA, linear_lora, lora),
     SPACE(TPI_LINEAR_CROSS_ENTROPY, linear_cross_entropy),
     SHARED(TPI_LINEAR_CROSS_ENTROPY_GRAD, linear_cross_entropy_grad, linear_cross_entropy),
+#if !defined(BF16_TILES)
+    SPACE(TPI_ATTENTION, attention_few),
+#endif
     SPACE(TPI_ATTENTION, attention),
     SPACE(TPI_ATTENTION_GRAD, attention_grad),
 #if !BF16_PRODUCTS

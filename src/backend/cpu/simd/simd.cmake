@@ -17,7 +17,7 @@ endif()
 file(GLOB TAPER_SIMD_PRODUCTS CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/gemm*.c ${CMAKE_CURRENT_LIST_DIR}/lora_*.c
      ${CMAKE_CURRENT_LIST_DIR}/*_bf16.c)
 list(APPEND TAPER_SIMD_PRODUCTS ${CMAKE_CURRENT_LIST_DIR}/matmul.c ${CMAKE_CURRENT_LIST_DIR}/linear_cross_entropy.c
-     ${CMAKE_CURRENT_LIST_DIR}/row.c ${CMAKE_CURRENT_LIST_DIR}/simd.c)
+     ${CMAKE_CURRENT_LIST_DIR}/attention_few.c ${CMAKE_CURRENT_LIST_DIR}/row.c ${CMAKE_CURRENT_LIST_DIR}/simd.c)
 
 # The kernels under a name, compiled with these flags.
 function(taper_simd_library name)
