@@ -103,7 +103,7 @@ def side_by_side(axis, a):
         try:
             calls = max(bench.calls_a_sample(c, c.ways[0], a) for c in opened) * 4
             seconds = {n: [] for n, _ in axis.points}
-            for _ in range(max(a.rounds, 5)):
+            for _ in range(max(a.turns * a.rounds, 5)):
                 for n in seconds:
                     seconds[n].append(run_together(opened[:n], calls) / (n * calls))
         finally:
@@ -112,16 +112,32 @@ def side_by_side(axis, a):
     return {n: {"taper": {"lazy": {"seconds": s}}} for n, s in seconds.items()}
 
 
+def join(known, found):
+    """Adds the samples of `found` to those of `known`, which lacks whatever went wrong in any of them."""
+    known["wrong"].update(found["wrong"])
+    for name in set(known["series"]) - set(found["series"]):
+        known["wrong"].setdefault(name, "not measured in every turn")
+        del known["series"][name]
+    for name, ways in known["series"].items():
+        for way, figures in ways.items():
+            figures["seconds"] += found["series"][name].get(way, {"seconds": []})["seconds"]
+
+
 def measure_axis(axis, machine, run, a):
-    """[{x, units, cost, series}]"""
+    """[{x, units, cost, series}]: the points in turn, so that a disturbance of the machine hits all alike."""
     together = side_by_side(axis, a) if axis.processes else {}
-    figures = []
-    for x, work in axis.points:
-        print(f"{axis.name} {x}", file=sys.stderr, flush=True)
-        found = {"series": together[x], "wrong": {}} if together else bench.measure(work, a.threads[0], machine, run, a)
-        found = {key: found[key] for key in ("series", "wrong")}
-        figures.append({"x": x, "units": work.units_of_growth, "cost": cost(work), **found})
-    return {"name": axis.name, "title": axis.title, "x": axis.x, "unit": axis.unit, "points": figures}
+    points = [{"x": x, "units": work.units_of_growth, "cost": cost(work), "wrong": {}} for x, work in axis.points]
+    for point in points if together else []:
+        point["series"] = together[point["x"]]
+    for turn in range(0 if together else a.turns):
+        for point, (x, work) in zip(points, axis.points):
+            print(f"{axis.name} {x}, turn {turn + 1} of {a.turns}", file=sys.stderr, flush=True)
+            found = bench.measure(work, a.threads[0], machine, run, a)
+            if turn:
+                join(point, found)
+            else:
+                point.update(series=found["series"], wrong=found["wrong"])
+    return {"name": axis.name, "title": axis.title, "x": axis.x, "unit": axis.unit, "points": points}
 
 
 # ---- what the figures say ----
@@ -201,8 +217,8 @@ def parse(argv=None):
     p.add_argument("--axis", action="append", metavar="PATTERN", help="only axes whose name matches")
     p.add_argument("--most", type=int, metavar="X", help="no point beyond X")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="[all]")
-    p.add_argument("--rounds", type=int, default=3, help="rounds a point [%(default)s]")
-    p.add_argument("--seconds", type=float, default=5, help="begin no round after so many, but for three [%(default)s]")
+    p.add_argument("--turns", type=int, default=3, help="turns over an axis' points [%(default)s]")
+    p.add_argument("--rounds", type=int, default=2, help="rounds a point and turn [%(default)s]")
     p.add_argument("--dtype", choices=works.SIZE, default="f32")
     p.add_argument("--rank", type=int, default=8)
     for name, size in SIZES.items():
@@ -210,6 +226,7 @@ def parse(argv=None):
     p.add_argument("--out", type=Path, help="folder of the results [BUILD/bench/results]")
     a = p.parse_args(argv)
     a.out = a.out or a.build / "bench" / "results"
+    a.seconds = float("inf")
     a.threads, a.names, a.short = [a.threads], ["taper", *filter(None, a.names.split(","))], True
     return a
 

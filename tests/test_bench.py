@@ -106,7 +106,7 @@ class GrowthTest(unittest.TestCase):
         cls.addClassCleanup(cls.folder.cleanup)
         cls.out = Path(cls.folder.name)
         command = [sys.executable, ROOT / "bench" / "growth.py", "--build", BUILD, "--out", cls.out, "--most", "256"]
-        command += [*cls.SMALL, "--rounds", "1", "--with", "reference"]
+        command += [*cls.SMALL, "--turns", "2", "--rounds", "1", "--with", "reference"]
         command += [word for name in cls.AXES for word in ("--axis", name)]
         suppressions = f"suppressions={ROOT}/tests/lsan.supp:print_suppressions=0"  # plots go through fontconfig
         environment = {"LSAN_OPTIONS": suppressions, **os.environ}
@@ -123,6 +123,8 @@ class GrowthTest(unittest.TestCase):
             self.assertEqual([p["x"] for p in points], sorted(p["x"] for p in points))
             for point in points:
                 self.assertIsNotNone(growth.rates(point, "taper"), axis["name"])
+                if axis["name"] != "processes":
+                    self.assertEqual(len(point["series"]["taper"]["lazy"]["seconds"]), 2, "a sample a turn")
                 self.assertEqual(point["wrong"], {}, axis["name"])
 
     def test_the_pictures_are_what_they_are_called(self):
@@ -184,6 +186,15 @@ class FiguresTest(unittest.TestCase):
             "torch": {"eager": {"seconds": [9.0, 9.0, 9.0]}, "compile": {"seconds": [4.0, 4.0, 8.0]}},
         },
     }  # fmt: skip
+
+    def test_turns_are_joined_of_what_all_have_measured(self):
+        def found(wrong, **seconds):
+            return {"series": {n: {"lazy": {"seconds": s}} for n, s in seconds.items()}, "wrong": wrong}
+
+        known = found({}, taper=[1], torch=[2], mlx=[3])
+        growth.join(known, found({"mlx": "other losses"}, taper=[4]))
+        self.assertEqual(known["series"], {"taper": {"lazy": {"seconds": [1, 4]}}})
+        self.assertEqual(known["wrong"], {"mlx": "other losses", "torch": "not measured in every turn"})
 
     def test_a_ratio_is_of_the_rounds_pairs_with_the_peers_best_way(self):
         self.assertEqual(report.ratios(self.WORK, "torch"), [2.0, 1.0, 4.0])

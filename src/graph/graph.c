@@ -7,8 +7,8 @@
 
 #include <string.h>
 
-#define KEEP_BYTES ((size_t)8 << 20) /* of nodes, kept for the next recording */
-#define KEEP_NODES ((size_t)1 << 18)
+#define KEEP_BYTES ((size_t)64 << 20) /* of nodes, kept for the next recording */
+#define KEEP_NODES ((size_t)1 << 19)
 
 void tp_free(void *pointer) {
     tpi_free(pointer);
