@@ -11,7 +11,7 @@
 
 #define PART    128 /* keys: of all groups they stay in the second cache */
 #define TASKS   16  /* that there are at least, if there are so many groups' parts */
-#define SMALL   512 /* rows of parts that are joined sooner than a second thread could begin */
+#define SMALL   512 /* rows that are packed, or joined, sooner than a second thread could begin */
 #define WEIGHTS (BF16_PRODUCTS ? TP_BF16 : TP_F32) /* exponentials are rounded to it, their sums not */
 
 typedef struct few {
@@ -86,9 +86,16 @@ static query_rows sums_of(const few *f, int64_t b, int64_t part, int64_t g) {
                         .sum = at + f->rows * (f->d + 1)};
 }
 
-/* The queries of a group; `rows` has room for them. */
-static void pack_queries(const few *f, int64_t b, int64_t g, void *rows) {
-    char *row = rows;
+static float *left_of(const few *f, int64_t b, int64_t g) {
+    return f->left + (b * f->p.groups + g) * f->left_size;
+}
+
+/* The queries of a group. */
+static void pack_queries(const void *job, int64_t i, int thread) {
+    const few *f = job;
+    const int64_t b = i / f->p.groups, g = i % f->p.groups;
+    float *rows = f->buffers + thread * f->thread_size;
+    char *row = (char *)rows;
     for (int64_t r = 0; r < f->rows; r++) {
         const tpi_matrix q = head_matrix(&f->p, 0, b, g * f->share + r % f->share);
         const size_t bytes = (size_t)(f->p.size * dtype_size(q.dtype));
@@ -96,8 +103,7 @@ static void pack_queries(const few *f, int64_t b, int64_t g, void *rows) {
         row += bytes;
     }
     const tpi_term term = scores_term(&f->p, rows, b, g);
-    f->tiling->pack_a(&term, 0, 0, f->rows, f->words, f->left + (b * f->p.groups + g) * f->left_size,
-                      f->tiling->rows * f->words);
+    f->tiling->pack_a(&term, 0, 0, f->rows, f->words, left_of(f, b, g), f->tiling->rows * f->words);
 }
 
 /* Groups' scores of the keys first ... end-1, a panel of each at a time. */
@@ -110,8 +116,8 @@ static void score(const few *f, float *space, int64_t b, int64_t group, int64_t 
             const tpi_term term = scores_term(&f->p, NULL, b, g);
             const int64_t n = least(t->columns, end - j);
             t->pack_b(&term, 0, j, f->words, n, keys, 0);
-            t->panel(f->rows, n, f->words, f->left + (b * f->p.groups + g) * f->left_size, keys, t->columns,
-                     NULL, space + g * f->rows * PART + (j - first), PART, false);
+            t->panel(f->rows, n, f->words, left_of(f, b, g), keys, t->columns, NULL,
+                     space + g * f->rows * PART + (j - first), PART, false);
         }
 }
 
@@ -214,11 +220,10 @@ KERNEL(attention_few) {
     int64_t keys = 1;
     for (int64_t b = 0; b < p.batches; b++) keys = most(keys, last_key(&p, b));
     const few f = few_of(launch, keys);
-    for (int64_t i = 0; i < p.batches * p.groups; i++)
-        pack_queries(&f, i / p.groups, i % p.groups, f.buffers);
+    const int64_t groups = p.batches * p.groups, rows = groups * f.rows;
+    run_tasks(rows < SMALL ? NULL : launch->threads, groups, pack_queries, &f);
     run_tasks(launch->threads, p.batches * f.parts * f.slices, part_of_keys, &f);
-    const bool small = p.batches * p.groups * f.parts * f.rows < SMALL;
-    run_tasks(small ? NULL : launch->threads, p.batches * p.groups, join_parts, &f);
+    run_tasks(rows * f.parts < SMALL ? NULL : launch->threads, groups, join_parts, &f);
     return TP_OK;
 }
 
