@@ -1,8 +1,8 @@
 /* Attention in blocks with a running softmax (Dao et al. 2022): scores never leave the first cache.
  *
  * Keys and values are packed once for all queries and heads that share them. The output of a block of queries
- * is a sum that is scaled down whenever a later block of keys raises a row's maximum. A few
- * queries, as in generation, are attention_few.c's. */
+ * is a sum that is scaled down whenever a later block of keys raises a row's maximum. A few queries,
+ * as in generation, are attention_few.c's. */
 #include "backend/cpu/simd/attention.h"
 
 typedef struct forward {
@@ -66,15 +66,8 @@ static void soften_row(const attention *p, const query_rows *w, int64_t r, int64
         memset(scores, 0, sizeof(float) * (size_t)n);
         return;
     }
-    float sum, *x = scores + (first - base), kept = top == w->top[r] ? 1.0f : expf(w->top[r] - top);
-    vf shift = v_set(top);
-    ROW_SUM(sum, end - first, {
-        vf e = v_exp_term(row_get(x, i, part) - shift);
-        v_put(x, TP_F32, i, e, part);
-        term = part < VW ? v_keep(e, part) : e;
-    });
-    memset(scores, 0, sizeof(float) * (size_t)(first - base));
-    memset(scores + (end - base), 0, sizeof(float) * (size_t)(base + n - end));
+    const float sum = weigh_row(scores, TP_F32, first - base, end - base, n, top);
+    const float kept = top == w->top[r] ? 1.0f : expf(w->top[r] - top);
     w->sum[r] = w->sum[r] * kept + sum, w->top[r] = top;
     if (kept == 1.0f) return;
     for (int64_t i = 0; i < w->d; i += VW)

@@ -75,6 +75,19 @@ static inline bool attention_forward_plain(const tpi_step *step) {
            lse->contiguous;
 }
 
+/* Whether q, k and v are bf16. */
+static inline bool all_bf16(const tpi_step *step) {
+    for (int k = 0; k < 3; k++)
+        if (tpi_in_operand(step, k)->dtype != TP_BF16) return false;
+    return true;
+}
+
+/* Whether keys are divided, of a step that is plain. */
+static inline bool few_queries(const tpi_step *step) {
+    const tpi_operand *q = tpi_in_operand(step, 0), *k = tpi_in_operand(step, 1);
+    return q->shape[1] * (q->shape[2] / k->shape[2]) <= FEW;
+}
+
 /* The gradient's inputs 0 ... 5: q, k, v, out, lse, dout. */
 enum { Q, K, V, OUT, LSE, DOUT };
 
@@ -149,6 +162,27 @@ static inline void scale_scores(const attention *p, float by, int64_t b, int64_t
         vf add = each ? row_get(m, i, part) : v_set(*m);
         v_put(x, TP_F32, i, v_fma(row_get(x, i, part), scale, add), part);
     }
+}
+
+/* Zeros in a row of n elements but for [from, to). */
+static inline void clear_around(void *row, int dtype, int64_t from, int64_t to, int64_t n) {
+    const int64_t size = dtype_size(dtype);
+    memset(row, 0, (size_t)(size * from));
+    memset((char *)row + size * to, 0, (size_t)(size * (n - to)));
+}
+
+/* A row of n scores to weights of `dtype`, in their room: exponentials of those in [from, to) less `top`, and
+ * zeros. Returns the sum of the exponentials before they are rounded. */
+INLINE float weigh_row(float *x, int dtype, int64_t from, int64_t to, int64_t n, float top) {
+    const vf shift = v_set(top);
+    float sum;
+    ROW_SUM(sum, to - from, {
+        vf e = v_exp_term(row_get(x + from, i, part) - shift);
+        v_put(x, dtype, from + i, e, part);
+        term = part < VW ? v_keep(e, part) : e;
+    });
+    clear_around(x, dtype, from, to, n);
+    return sum;
 }
 
 /* A block of queries at work. */

@@ -25,8 +25,7 @@ static forward forward_of(const tpi_launch *launch) {
 }
 
 ACCEPTS(attention_accepts) {
-    const tpi_operand *q = tpi_in_operand(step, 0), *k = tpi_in_operand(step, 1);
-    return attention_forward_plain(step) && all_bf16(step) && q->shape[1] * (q->shape[2] / k->shape[2]) > FEW;
+    return attention_forward_plain(step) && all_bf16(step) && !few_queries(step);
 }
 
 SCRATCH(attention_scratch) {
@@ -49,7 +48,7 @@ static void pack_keys(const void *job, int64_t i, int thread) {
 
 /* The keys [base, base + n) of one row: scores to exponentials, the row's maximum and sum brought forward. */
 static void soften_row(const attention *p, const query_rows *w, int64_t r, int64_t base, int64_t n) {
-    float *x = w->scores + r * SIDE, top = w->top[r], sum = 0.0f, by = (float)p->attr->scale;
+    float *x = w->scores + r * SIDE, top = w->top[r], by = (float)p->attr->scale;
     int64_t first, end;
     visible_keys(p, w->b, w->t + r, &first, &end);
     first = most(first - base, 0), end = least(end - base, n);
@@ -58,14 +57,8 @@ static void soften_row(const attention *p, const query_rows *w, int64_t r, int64
         top = fmaxf(top, row_max(x + first, end - first));
     }
     if (first >= end || top == -INFINITY) first = end = 0;
-    float kept = top == w->top[r] ? 1.0f : expf(w->top[r] - top);
-    vf shift = v_set(top);
-    ROW_SUM(sum, end - first, {
-        vf e = v_exp_term(row_get(x + first, i, part) - shift);
-        v_put(x, TP_BF16, first + i, e, part);
-        term = part < VW ? v_keep(e, part) : e;
-    });
-    clear_around((uint16_t *)(void *)x, first, end, n);
+    const float sum = weigh_row(x, TP_BF16, first, end, n, top);
+    const float kept = top == w->top[r] ? 1.0f : expf(w->top[r] - top);
     w->sum[r] = w->sum[r] * kept + sum, w->top[r] = top;
     if (kept == 1.0f) return;
     for (int64_t i = 0; i < w->d; i += VW)

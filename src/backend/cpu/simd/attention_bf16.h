@@ -55,17 +55,4 @@ static inline void multiply(int64_t rows, int64_t columns, int64_t words, const 
     (rows, least(EDGE, columns - j), words, a, b + j / EDGE * stride, EDGE, NULL, c + j, ld, add);
 }
 
-/* Zeros in a row of n bf16 but for [from, to). */
-static inline void clear_around(uint16_t *row, int64_t from, int64_t to, int64_t n) {
-    memset(row, 0, sizeof *row * (size_t)from);
-    memset(row + to, 0, sizeof *row * (size_t)(n - to));
-}
-
-/* Whether q, k and v are bf16. */
-static inline bool all_bf16(const tpi_step *step) {
-    for (int k = 0; k < 3; k++)
-        if (tpi_in_operand(step, k)->dtype != TP_BF16) return false;
-    return true;
-}
-
 #endif

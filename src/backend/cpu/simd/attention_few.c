@@ -58,12 +58,7 @@ static few few_of(const tpi_launch *launch, int64_t keys) {
 }
 
 ACCEPTS(attention_few_accepts) {
-    const tpi_operand *q = tpi_in_operand(step, 0), *k = tpi_in_operand(step, 1);
-    if (!attention_forward_plain(step) || q->shape[1] * (q->shape[2] / k->shape[2]) > FEW) return false;
-#if BF16_PRODUCTS
-    return q->dtype == TP_BF16 && k->dtype == TP_BF16 && tpi_in_operand(step, 2)->dtype == TP_BF16;
-#endif
-    return true;
+    return attention_forward_plain(step) && few_queries(step) && (!BF16_PRODUCTS || all_bf16(step));
 }
 
 SCRATCH(attention_few_scratch) {
@@ -127,23 +122,14 @@ static void soften_row(const attention *p, const query_rows *w, int64_t share, i
     int64_t from, to;
     visible_keys(p, w->b, r / share, &from, &to);
     from = least(most(from, first), end) - first, to = most(least(to, end) - first, from);
-    float top = -INFINITY, sum = 0.0f;
+    float top = -INFINITY;
     if (from < to) {
         scale_scores(p, (float)p->attr->scale, w->b, w->h + r % share, r / share, first, first + from,
                      first + to, x);
         top = row_max(x + from, to - from);
     }
     if (top == -INFINITY) to = from;
-    const vf shift = v_set(top);
-    ROW_SUM(sum, to - from, {
-        vf e = v_exp_term(row_get(x + from, i, part) - shift);
-        v_put(x, WEIGHTS, from + i, e, part);
-        term = part < VW ? v_keep(e, part) : e;
-    });
-    const size_t size = (size_t)dtype_size(WEIGHTS);
-    memset(x, 0, size * (size_t)from);
-    memset((char *)x + size * (size_t)to, 0, size * (size_t)(end - first - to));
-    w->top[r] = top, w->sum[r] = sum;
+    w->top[r] = top, w->sum[r] = weigh_row(x, WEIGHTS, from, to, end - first, top);
 }
 
 /* A group's weighted values of the keys first ... end-1; those that are panels as they lie are read in place.

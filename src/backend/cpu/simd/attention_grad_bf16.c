@@ -128,8 +128,8 @@ static void grad_row(const backward *w, const block *k, int64_t r, int64_t base,
         v_put(x, TP_BF16, first + i, e, part);
         v_put(y, TP_BF16, first + i, d, part);
     }
-    clear_around((uint16_t *)(void *)x, first, end, n);
-    clear_around((uint16_t *)(void *)y, first, end, n);
+    clear_around(x, TP_BF16, first, end, n);
+    clear_around(y, TP_BF16, first, end, n);
 }
 
 /* The block of keys [base, base + n): its share of dq, dkᵀ and dvᵀ. */
