@@ -5,7 +5,8 @@
 Each work is run by one process a contestant. Their results are compared first: one that differs from taper's is an
 error of the run and is not timed. Then rounds follow: in each the machine's limit that binds the work and every
 contestant in every way that it has are measured in turn, so that a ratio or a share is the median of the rounds'
-pairs. Prints a Markdown table; writes bench.json (all samples), bench.md and ratios.svg. Standard library only; the
+pairs. A way that takes far longer than taper is measured in the first round alone; a contestant that gives no answer
+within some minutes is named as too slow, and not asked for works of that model and kind again. Prints a Markdown table; writes bench.json (all samples), bench.md and ratios.svg. Standard library only; the
 peers live in environments of their own (tools/bench-peers.sh) and a missing one is reported as absent.
 """
 
@@ -26,10 +27,12 @@ from pathlib import Path
 
 import make_model
 import report
-from contestants import PEERS, Absent, Machine, open_contestant
+from contestants import PEERS, Absent, Machine, TooSlow, open_contestant
 from works import all_works
 
 ROOT = Path(__file__).resolve().parent.parent
+FAR_SLOWER = 10  # times taper's; a way that takes this and
+LONG = 5.0  # seconds a call is sampled once
 SETTLE = 0.02  # seconds before a sample: threads of the one before fall asleep; those of OpenMP spin for 7 ms first
 
 
@@ -41,18 +44,18 @@ def parse(argv=None):
     p.add_argument("--with", dest="names", default=",".join(PEERS), help="contestants beside taper [%(default)s]; "
                    "reference is taper with plain kernels and nothing fused")  # fmt: skip
     p.add_argument("--work", action="append", metavar="PATTERN", help="only works whose name matches, such as 'lora*'")
-    p.add_argument("--threads", help="numbers of threads, such as 1,2 [1 and all; short: all]")
+    p.add_argument("--threads", help="numbers of threads, such as 2,1 [all and 1; short: all]")
     p.add_argument("--short", action="store_true", help="small works, few rounds: about a minute")
     p.add_argument("--rounds", type=int, help="rounds a work [21; short: 5]")
-    p.add_argument("--seconds", type=float, help="begin no round after so many a work, but for three [60; short: 3]")
+    p.add_argument("--seconds", type=float, help="begin no round after so many a work, but for three [20; short: 3]")
     p.add_argument("--out", type=Path, help="folder of the results [BUILD/bench/results]")
     p.add_argument("--list", action="store_true", help="name the works and end")
     a = p.parse_args(argv)
     everyone = len(os.sched_getaffinity(0))
     both = {everyone} if a.short else {1, everyone}
-    a.threads = [int(t) for t in a.threads.split(",")] if a.threads else sorted(both)
+    a.threads = [int(t) for t in a.threads.split(",")] if a.threads else sorted(both, reverse=True)
     a.rounds = a.rounds or (5 if a.short else 21)
-    a.seconds = a.seconds or (3 if a.short else 60)
+    a.seconds = a.seconds or (3 if a.short else 20)
     a.out = a.out or a.build / "bench" / "results"
     a.names = ["taper"] + [name for name in a.names.split(",") if name]
     return a
@@ -132,13 +135,16 @@ def difference(ours, theirs, a):
 
 
 def check(work, opened, scratch, a):
-    """Compares each way's results with taper's: {contestant: what is wrong}."""
-    wrong, ours = {}, scratch / "taper" / opened["taper"].ways[0]
+    """Compares each way's results with taper's: {contestant: what is wrong}, {contestant: why it is too slow}."""
+    wrong, slow, ours = {}, {}, scratch / "taper" / opened["taper"].ways[0]
     for name, contestant in opened.items():
         for way in list(contestant.ways):
             theirs = scratch / name / way
             try:
                 contestant.results(way, theirs)
+            except TooSlow as why:
+                slow[name] = f"{way}: {why}"
+                break
             except Absent as why:
                 wrong[name] = f"{way}: {why}"
                 break
@@ -147,7 +153,7 @@ def check(work, opened, scratch, a):
             found = difference(ours, theirs, a)
             if not found <= work.tolerance:
                 wrong[name] = f"{way} differs by {found:.2g}, {work.tolerance:.2g} is allowed"
-    return wrong
+    return wrong, slow
 
 
 # ---- measuring ----
@@ -172,6 +178,10 @@ class Series:
         time.sleep(SETTLE)
         self.seconds.append(self.contestant.run(self.way, self.calls))
 
+    def is_far_slower(self, base):
+        """By the first round, than the quickest of the series of taper."""
+        return self.seconds[0] > max(LONG, FAR_SLOWER * min(series.seconds[0] for series in base))
+
     def figures(self):
         return {"seconds": self.seconds, "peak_bytes": self.contestant.peak_bytes()}
 
@@ -186,18 +196,23 @@ def guarded(call, name, wrong):
 
 
 def rounds(work, timed, machine, wrong, a):
-    """(series, limits, what binds): series[contestant][way]["seconds"] and limits have one entry a round."""
+    """(series, limits, what binds): series[contestant][way]["seconds"] and limits have one entry a round, but for the
+    ways that are far slower, which have that of the first."""
     made = [guarded(lambda: Series(n, c, way, a), n, wrong) for n, c in timed.items() for way in c.ways]
     all_series, limits, bound, start = [s for s in made if s], [], "", time.monotonic()
+    often = all_series
     for number in range(a.rounds):
-        if number >= min(3, a.rounds) and time.monotonic() - start > a.seconds:
+        if "taper" in wrong or number >= min(3, a.rounds) and time.monotonic() - start > a.seconds:
             break
         time.sleep(SETTLE)
         limit, bound = machine.limit(work)
         limits.append(limit)
-        for series in all_series if number % 2 == 0 else reversed(all_series):
+        for series in often if number % 2 == 0 else reversed(often):
             if series.name not in wrong:
                 guarded(series.sample, series.name, wrong)
+        if number == 0 and "taper" not in wrong:
+            ours = [s for s in all_series if s.name == "taper"]
+            often = [s for s in all_series if s.name not in wrong and not s.is_far_slower(ours)]
     found = {}
     for series in all_series:
         if series.name not in wrong:
@@ -205,10 +220,17 @@ def rounds(work, timed, machine, wrong, a):
     return found, limits, bound
 
 
+def likes(name, work):
+    """A key of the works that a contestant is as slow in."""
+    return " ".join([name, work.kind, *map(str, work.model.values())] if work.model else [name, work.name])
+
+
 def open_all(work, threads, told, run, a):
     opened, missing = {}, {}
     for name in a.names:
         try:
+            if likes(name, work) in run["slow"]:
+                raise TooSlow(run["slow"][likes(name, work)])
             opened[name] = open_contestant(name, work, threads, told, a)
             if opened[name].version:
                 run["versions"][name] = opened[name].version
@@ -223,9 +245,12 @@ def measure(work, threads, machine, run, a):
     try:
         opened, missing = open_all(work, threads, told_keys(work, scratch, a), run, a)
         wrong = {} if "taper" in opened else {"taper": missing.get("taper", "absent")}
+        slow = {}
         if not wrong and not work.commands:
-            wrong = check(work, opened, scratch, a)
-        timed = {name: c for name, c in opened.items() if name not in wrong}
+            wrong, slow = check(work, opened, scratch, a)
+        missing.update(slow)
+        run["slow"].update({likes(name, work): f"{work.name}, {why}" for name, why in slow.items()})
+        timed = {name: c for name, c in opened.items() if name not in wrong and name not in slow}
         series, limits, bound = rounds(work, timed, machine, wrong, a) if "taper" in timed else ({}, [], "")
     finally:
         for contestant in opened.values():
@@ -291,7 +316,8 @@ def main():
     a.out.mkdir(parents=True, exist_ok=True)
     run = {
         "commit": commit(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv[1:], "contestants": a.names, "versions": {}, "machine": machine_facts(a), "works": [],
+        "command": sys.argv[1:], "contestants": a.names, "versions": {}, "slow": {},
+        "machine": machine_facts(a), "works": [],
     }  # fmt: skip
     for threads in a.threads:
         machine = Machine(threads, a)

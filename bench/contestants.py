@@ -12,11 +12,15 @@ HERE = Path(__file__).resolve().parent
 PEERS = ("torch", "mlx", "llama")
 # Taper with its plain kernels and nothing fused: what the results of the others can be held against.
 REFERENCE = "-lora,-linear_lora,-linear,-add_rms_norm,-silu_mul,-pointwise"
-PATIENCE = 1800  # seconds that one answer may take, compilation included
+PATIENCE = 300  # seconds that one answer may take, compilation included
 
 
 class Absent(Exception):
     """There is no such contestant here, or it has no such work."""
+
+
+class TooSlow(Absent):
+    """It gave no answer within PATIENCE."""
 
 
 def environment(threads):
@@ -59,10 +63,11 @@ class Process:
         timer = threading.Timer(PATIENCE, self.process.kill)
         timer.start()
         line = self.process.stdout.readline()
+        ran_out = not timer.is_alive()
         timer.cancel()
         if not line:
             self.process.wait()
-            raise Absent(self.why())
+            raise TooSlow(f"no answer within {PATIENCE} s") if ran_out else Absent(self.why())
         return line.strip()
 
     def ask(self, order):

@@ -88,6 +88,7 @@ def table(run):
         lines += ["", "Peak memory of the process:", ""] * bool(memory)
         lines += [f"- {name}: {text}" for name, text in memory]
     lines += [""] + [f"{name} is absent: {why}" for name, why in run["absent"].items()]
+    lines += [f"{key.split()[0]} is too slow: {why}" for key, why in run["slow"].items()]
     lines += [f"WRONG: {w['name']}: {name}: {why}" for w in run["works"] for name, why in w["wrong"].items()]
     return "\n".join(lines).rstrip() + "\n"
 

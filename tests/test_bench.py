@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock as mock
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -20,6 +21,7 @@ BUILD = Path(os.environ.get("TAPER_BUILD", ROOT / "build"))
 THREADS = (2,) if os.environ.get("TAPER_SANITIZE") else (1, 2)  # sanitized, a round of all works takes a minute
 sys.path.insert(0, str(ROOT / "bench"))
 
+import bench as driver
 import compare
 import contestants
 import growth
@@ -92,6 +94,42 @@ class ShortRunTest(unittest.TestCase):
         rows = [line.split(" | ") for line in compare.table(self.figures, self.figures).splitlines() if line.startswith("| ")]
         self.assertEqual(len(rows) - 1, len(self.figures["works"]))
         self.assertEqual({row[2] for row in rows[1:]}, {"1.00"})
+
+
+class SlowTest(unittest.TestCase):
+    """The driver beside contestants of a script."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="taper-bench-test-")
+        self.addCleanup(folder.cleanup)
+        self.scratch = Path(folder.name)
+
+    def contestant(self, answer):
+        script = f"import sys\nprint('ready 1 eager', flush=True)\nfor line in sys.stdin:\n    {answer}"
+        made = contestants.Contestant([sys.executable, "-c", script], 1)
+        self.addCleanup(made.close)
+        return made
+
+    def test_no_answer_in_time_is_too_slow_and_an_end_is_not(self):
+        with mock.patch.object(contestants, "PATIENCE", 0.2):
+            with self.assertRaisesRegex(contestants.TooSlow, "no answer within 0.2 s"):
+                self.contestant("__import__('time').sleep(60)").results("eager", self.scratch)
+            with self.assertRaises(contestants.Absent) as caught:
+                self.contestant("sys.exit('ended')").results("eager", self.scratch)
+        self.assertEqual(str(caught.exception), "ended")
+        self.assertNotIsInstance(caught.exception, contestants.TooSlow)
+
+    def test_a_way_that_is_far_slower_is_sampled_once(self):
+        opened = {"taper": self.contestant("print(0.5, flush=True)"), "slow": self.contestant("print(6, flush=True)")}
+        opened["near"] = self.contestant("print(4, flush=True)")
+        machine, wrong = mock.Mock(limit=lambda work: (0.1, "peak")), {}
+        options = mock.Mock(rounds=3, seconds=60, short=True)
+        found, limits, _ = driver.rounds(None, opened, machine, wrong, options)
+        self.assertEqual((wrong, len(limits)), ({}, 3))
+        samples = {name: len(ways["eager"]["seconds"]) for name, ways in found.items()}
+        self.assertEqual(samples, {"taper": 3, "slow": 1, "near": 3})
+        work = {"series": found}
+        self.assertEqual((report.ratios(work, "slow"), report.ratios(work, "near")), ([12.0], [8.0] * 3))
 
 
 class GrowthTest(unittest.TestCase):
