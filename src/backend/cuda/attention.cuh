@@ -52,8 +52,8 @@ struct attention {
     int64_t mask_stride[4];         /* of b, h, t, s; 0 where it is broadcast */
 };
 
-/* Of each query that the gradient reads: its lse (inf if it saw nothing: its probabilities become 0), and Σ
- * dout·out. */
+/* Of each query that the gradient reads: its lse · log2 e (inf if it saw nothing: its probabilities become
+ * 0), and Σ dout·out. */
 typedef float2 query_cell;
 #define CELL_ROWS 64 /* a head's cells are padded to a multiple of it with {inf, 0} */
 

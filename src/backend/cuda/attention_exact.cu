@@ -264,7 +264,7 @@ static __device__ __forceinline__ void differentiate(const attention_grad &p, co
             const bool seen = query < p.queries && sees(p, w.view, query, key);
             float score = x[i][j] * p.scale;
             if (seen && p.mask) score += mask_at(p, w.b, h, query, key);
-            x[i][j] = seen ? expf(score - cell.x) : 0.0f;
+            x[i][j] = seen ? exp2f(score * LOG2_E - cell.x) : 0.0f;
             y[i][j] = seen ? x[i][j] * (y[i][j] - cell.y) * p.scale : 0.0f;
         }
 }

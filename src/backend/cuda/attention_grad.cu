@@ -50,7 +50,7 @@ differentiate(const attention_grad &p, const pass_block &w, int h, int t, int s,
             const int row = e >> 1, column = 8 * j + (e & 1);
             const query_cell cell = KEYS ? columns[column] : rows[row];
             const int query = t + (KEYS ? column : 8 * row), key = s + (KEYS ? 8 * row : column);
-            float power = x[j][e] * unit - cell.x * LOG2_E;
+            float power = x[j][e] * unit - cell.x;
             bool seen = true;
             if (!all) {
                 seen = sees(p, w.view, query, key);
@@ -149,17 +149,17 @@ static __global__ void __launch_bounds__(pass_shape<D, KEYS>::THREADS, pass_shap
     query_cell *cells = (query_cell *)(tiles + 2 * shape::STAGE);
     const pass_block w = block_of<shape::ROWS, KEYS>(p);
     const int row = w.first + (threadIdx.x >> 5) * 16;
-    const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS, total = a_head * w.heads;
     pass_sums<D, KEYS> a = {};
     load_rows<T, D, KEYS>(p, w, a, tiles);
-    if (total) fetch<T, D, KEYS>(p, w, w.h, w.columns.begin, tiles, cells);
+    if (w.tiles) fetch<T, D, KEYS>(p, w, w.h, w.c, tiles, cells);
     copies_begun();
-    for (int i = 0; i < total; i++) {
-        const int stage = i & 1, next = i + 1, h = w.h + i / a_head,
-                  c = w.columns.begin + i % a_head * COLUMNS;
-        if (next < total)
-            fetch<T, D, KEYS>(p, w, w.h + next / a_head, w.columns.begin + next % a_head * COLUMNS,
-                              tiles + (stage ^ 1) * shape::STAGE, cells + (stage ^ 1) * COLUMNS);
+    int next_h = w.h, next_c = w.c;
+    for (int i = 0; i < w.tiles; i++) {
+        const int stage = i & 1, h = next_h, c = next_c;
+        next_tile(w, next_h, next_c);
+        if (i + 1 < w.tiles)
+            fetch<T, D, KEYS>(p, w, next_h, next_c, tiles + (stage ^ 1) * shape::STAGE,
+                              cells + (stage ^ 1) * COLUMNS);
         copies_begun();
         copies_wait<1>();
         __syncthreads(); /* this stage is there */
@@ -208,7 +208,7 @@ static __global__ void __launch_bounds__(256) fill_cells(const __grid_constant__
 #pragma unroll
     for (int lane = 4; lane > 0; lane >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
     if (threadIdx.x & 7) return;
-    p.cells[(int64_t)head * p.padded + t] = make_float2(lse == -INFINITY ? INFINITY : lse, sum);
+    p.cells[(int64_t)head * p.padded + t] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2_E, sum);
 }
 
 void tpi_cuda_attention_cells(const attention_grad &p, cudaStream_t stream) {
@@ -237,7 +237,7 @@ static __global__ void __launch_bounds__(256)
 
 /* ---- host ---- */
 
-/* Into how many parts the heads of a group are cut, so that a device has blocks enough. Each costs a pass
+/* Into how many parts the tiles of a group's heads are cut, so that a device has blocks enough. Each costs a pass
  * over an f32 copy of dk and dv. */
 static int group_parts(const tpi_step *step) {
     const int64_t *q = tpi_in_operand(step, 0)->shape, *k = tpi_in_operand(step, 1)->shape;

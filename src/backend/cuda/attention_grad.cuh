@@ -6,36 +6,49 @@
 
 #define COLUMNS 64 /* a tile */
 
-/* What a block works at. */
+/* What a block works at: `tiles` tiles, from that at column `c` of query head `h` on. */
 struct pass_block {
-    int b, first; /* sequence; first row */
-    int heads, h; /* query heads, from this one on */
-    int g;        /* their key head */
+    int b, g, first; /* sequence; key head; first row */
     sight view;
-    range columns; /* from a tile's begin on */
+    range columns; /* of each head, from a tile's begin on */
+    int h, c, tiles;
 };
 
-/* The block's part of a pass with ROWS rows. */
+/* The columns that any of the rows meets. */
+template <bool KEYS>
+static __device__ __forceinline__ range columns_of(const attention_grad &p, sight v, int row, int rows) {
+    const range mine = {row, min(row + rows, KEYS ? p.keys : p.queries)};
+    if (mine.begin >= mine.end) return {0, 0};
+    return KEYS ? queries_seeing(p, v, mine) : keys_seen(p, v, mine);
+}
+
+/* The block's part of a pass with ROWS rows. Tiles of a group's heads are divided evenly among its parts. */
 template <int ROWS, bool KEYS>
 static __device__ __forceinline__ pass_block block_of(const attention_grad &p) {
-    pass_block w;
+    pass_block w = {};
+    const int parts = KEYS ? p.parts : 1, lines = p.batches * (KEYS ? p.groups * parts : p.heads);
+    const int line = blockIdx.x % lines, turn = blockIdx.x / lines, part = line % parts;
     if (KEYS) { /* the first keys are seen by most queries */
-        const int lines = p.batches * p.groups * p.parts, line = blockIdx.x % lines;
-        const int heads = (p.share + p.parts - 1) / p.parts, part = line % p.parts;
-        w.g = line / p.parts % p.groups, w.b = line / p.parts / p.groups;
-        w.first = blockIdx.x / lines * ROWS;
-        w.h = w.g * p.share + part * heads, w.heads = min(heads, p.share - part * heads);
+        w.g = line / parts % p.groups, w.b = line / parts / p.groups, w.h = w.g * p.share;
+        w.first = turn * ROWS;
     } else { /* the last queries see most keys */
-        const int lines = p.batches * p.heads, line = blockIdx.x % lines,
-                  tiles = (p.queries + ROWS - 1) / ROWS;
-        w.b = line / p.heads, w.h = line % p.heads, w.heads = 1, w.g = w.h / p.share;
-        w.first = (tiles - 1 - (int)(blockIdx.x / lines)) * ROWS;
+        w.b = line / p.heads, w.h = line % p.heads, w.g = w.h / p.share;
+        w.first = ((p.queries + ROWS - 1) / ROWS - 1 - turn) * ROWS;
     }
     w.view = sight_of(p, w.b);
-    w.columns = KEYS ? queries_seeing(p, w.view, {w.first, min(w.first + ROWS, p.keys)})
-                     : keys_seen(p, w.view, {w.first, min(w.first + ROWS, p.queries)});
+    w.columns = columns_of<KEYS>(p, w.view, w.first, ROWS);
     w.columns.begin = w.columns.begin / COLUMNS * COLUMNS;
+    const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS,
+              total = a_head * (KEYS ? p.share : 1), from = total * part / parts;
+    if (a_head) w.h += from / a_head, w.c = w.columns.begin + from % a_head * COLUMNS;
+    w.tiles = total * (part + 1) / parts - from;
     return w;
+}
+
+/* From a tile to the next one. */
+static __device__ __forceinline__ void next_tile(const pass_block &w, int &h, int &c) {
+    c += COLUMNS;
+    if (c >= w.columns.end) h++, c = w.columns.begin;
 }
 
 /* A warp's 16 rows of a result: as they are stored, or this part's share of them in f32. */

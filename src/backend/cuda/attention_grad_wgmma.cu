@@ -7,14 +7,14 @@
 #include "backend/cuda/early.cuh"
 
 template <int D> struct group_shape {
-    static constexpr int GROUPS = 1, THREADS = 128 * GROUPS, ROWS = 64 * GROUPS;
+    static constexpr int THREADS = 128, ROWS = 64;
     static constexpr int BLOCKS = D == 128 ? 2 : 3; /* a multiprocessor */
     static constexpr int TILE = COLUMNS * D * 2, STAGE = 2 * TILE, OPERAND = ROWS * D * 2; /* bytes */
     static constexpr int CELLS = COLUMNS * (int)sizeof(query_cell);
     static constexpr int BYTES = 2 * OPERAND + 2 * STAGE + 2 * CELLS;
 };
 
-#define MOST_PARTS 8 /* blocks that every cluster may have */
+#define MOST_PARTS 4 /* blocks of a cluster: nearly all multiprocessors can be in clusters of four */
 
 #if TPI_WGMMA
 
@@ -68,7 +68,7 @@ to_probabilities(const attention_grad &p, sight v, int row, int column, const qu
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const float lse = KEYS ? (e & 1 ? pair.z : pair.x) : rows[e >> 1].x;
-            x[j][e] = fast_exp2(x[j][e] * unit - lse * LOG2_E);
+            x[j][e] = fast_exp2(x[j][e] * unit - lse);
             if (!ALL && (unsigned)(8 * j + (e & 1) - first[e >> 1]) >= (unsigned)count[e >> 1])
                 x[j][e] = 0.0f;
         }
@@ -111,7 +111,7 @@ add_columns(const attention_grad &p, const pass_block &w, group_sums<D, KEYS> &a
             float (&y)[COLUMNS / 8][4], uint32_t one, int row, int c, const query_cell *cells) {
     using shape = group_shape<D>;
     const uint32_t two = one + shape::TILE;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const range rows = {row, row + 64}, columns = {c, c + COLUMNS};
     const int lane_row = row + 16 * warp + (lane >> 2), lane_column = 2 * (lane & 3);
     const bool all = all_see(p, w.view, KEYS ? columns : rows, KEYS ? rows : columns);
@@ -159,7 +159,7 @@ template <int D> static __device__ __forceinline__ int sum_offset(int which, int
     return (which * group_shape<D>::ROWS + row) * D + (d ^ (row & 7) << 3);
 }
 
-/* dk and dv of a group whose heads are divided among the blocks of a cluster: each lays its sums out in
+/* dk and dv of a group whose tiles are divided among the blocks of a cluster: each lays its sums out in
  * shared memory, and adds up its share of the elements over all blocks, in their order. */
 template <typename T, int D>
 static __device__ __forceinline__ void join_parts(const attention_grad &p, const pass_block &w, float *sums,
@@ -203,9 +203,7 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, unsigne
     const uint32_t cells_at = stages + 2 * shape::STAGE;
     const query_cell *cells = (const query_cell *)(shared + (cells_at - row_one));
     const pass_block w = block_of<shape::ROWS, KEYS>(p);
-    const int group = __shfl_sync(0xffffffffu, threadIdx.x >> 7, 0), row = w.first + 64 * group;
-    const int mine = row + 16 * (threadIdx.x >> 5 & 3); /* the warp's first row */
-    const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS, total = a_head * w.heads;
+    const int mine = w.first + 16 * (threadIdx.x >> 5); /* the warp's first row */
     const int head = KEYS ? w.g : w.h, n = (KEYS ? w.view.length : p.queries) - w.first;
     const panel_rows<T, D, shape::THREADS> one(KEYS ? p.k : p.q, w.b, head, p.size),
         two(KEYS ? p.v : p.dout, w.b, head, p.size);
@@ -213,7 +211,7 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, unsigne
     group_sums<D, KEYS> a = {};
     one.template copy<shape::ROWS>(row_one, w.first, 0, n);
     two.template copy<shape::ROWS>(row_two, w.first, 0, n);
-    if (total) source.fetch(p, w, w.h, w.columns.begin, stages, cells_at);
+    if (w.tiles) source.fetch(p, w, w.h, w.c, stages, cells_at);
     copies_begun();
     if (!KEYS) {
         const int t = mine + ((threadIdx.x & 31) >> 2);
@@ -221,22 +219,21 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, unsigne
         a.cell[0] = t < p.padded ? from[t] : query_cell{INFINITY, 0.0f};
         a.cell[1] = t + 8 < p.padded ? from[t + 8] : query_cell{INFINITY, 0.0f};
     }
-    int stage = 0, h = w.h, c = w.columns.begin;
-    for (int i = 0; i < total; i++, stage ^= 1) {
-        const bool last = c + COLUMNS >= w.columns.end;
-        const int next_h = last ? h + 1 : h, next_c = last ? w.columns.begin : c + COLUMNS;
+    int stage = 0, h = w.h, c = w.c;
+    for (int i = 0; i < w.tiles; i++, stage ^= 1) {
+        const int this_c = c;
         const uint32_t now = stages + stage * shape::STAGE;
         float x[COLUMNS / 8][4], y[COLUMNS / 8][4];
+        next_tile(w, h, c);
         copies_wait<0>();
         stores_to_products();
         __syncthreads(); /* this stage is there, the other one has been read */
-        if (i + 1 < total)
-            source.fetch(p, w, next_h, next_c, stages + (stage ^ 1) * shape::STAGE,
+        if (i + 1 < w.tiles)
+            source.fetch(p, w, h, c, stages + (stage ^ 1) * shape::STAGE,
                          cells_at + (stage ^ 1) * shape::CELLS);
         copies_begun();
-        begin_columns<T, D>(x, y, row_one + group * 64 * PANEL_ROW, row_two + group * 64 * PANEL_ROW, now);
-        add_columns<T, D, KEYS>(p, w, a, x, y, now, row, c, cells + stage * COLUMNS);
-        h = next_h, c = next_c;
+        begin_columns<T, D>(x, y, row_one, row_two, now);
+        add_columns<T, D, KEYS>(p, w, a, x, y, now, w.first, this_c, cells + stage * COLUMNS);
     }
     copies_wait<0>();
     __syncthreads(); /* all tiles have been read */
@@ -274,9 +271,12 @@ static void enqueue_pass(const attention_grad &p, const tpi_cuda *cuda) {
                 block_shape(shape::THREADS, shape::BYTES, KEYS ? (unsigned)p.parts : 1), p);
 }
 
-/* The heads of a group are cut into as many parts as a cluster may have blocks. */
+/* A group's tiles are cut into no more parts than blocks for two turns ask for: each part costs a sum. */
 template <typename T, int D> static void enqueue(attention_grad p, const tpi_cuda *cuda) {
-    p.parts = (int)tpi_div_up(p.share, tpi_div_up(p.share, MOST_PARTS));
+    const int64_t blocks = (int64_t)p.batches * p.groups * tpi_div_up(p.keys, group_shape<D>::ROWS);
+    const int64_t wanted = 2 * cuda->processors * group_shape<D>::BLOCKS;
+    const int64_t parts = blocks ? tpi_div_up(wanted, blocks) : 1;
+    p.parts = (int)(parts < MOST_PARTS ? parts : MOST_PARTS);
     if (p.dk.data || p.dv.data) enqueue_pass<T, D, true>(p, cuda);
     if (p.dq.data) enqueue_pass<T, D, false>(p, cuda);
 }

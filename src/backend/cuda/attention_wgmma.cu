@@ -7,11 +7,10 @@
 #include "backend/cuda/early.cuh"
 
 template <int D> struct group_shape {
-    static constexpr int GROUPS = 2, THREADS = 128 * GROUPS, QUERIES = 64 * GROUPS;
-    static constexpr int KEYS = D == 128 ? 128 : 64;         /* a tile */
-    static constexpr int BLOCKS = D == 128 ? 1 : 2;          /* a multiprocessor */
-    static constexpr int TILE = KEYS * D * 2;                /* bytes */
-    static constexpr int BYTES = QUERIES * D * 2 + 4 * TILE; /* two tiles of keys, two of values */
+    static constexpr int THREADS = 128, QUERIES = 64, KEYS = 64; /* KEYS: a tile */
+    static constexpr int BLOCKS = D == 128 ? 2 : 4;              /* a multiprocessor */
+    static constexpr int TILE = KEYS * D * 2;                    /* bytes */
+    static constexpr int BYTES = QUERIES * D * 2 + 4 * TILE;     /* two tiles of keys, two of values */
 };
 
 #if TPI_WGMMA
@@ -105,10 +104,10 @@ template <int QUERIES, int KEYS> static __device__ __forceinline__ query_block b
     return w;
 }
 
-/* The queries of a warp as left operands; `tile` is where its group's rows begin. */
+/* The queries of a warp as left operands, of a tile. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void load_left(uint32_t (&a)[D / 16][4], uint32_t tile) {
-    const int lane = threadIdx.x & 31, row = 16 * (threadIdx.x >> 5 & 3) + (lane & 15);
+    const int lane = threadIdx.x & 31, row = 16 * (threadIdx.x >> 5) + (lane & 15);
 #pragma unroll
     for (int step = 0; step < D / 16; step++)
         load_fragment(a[step], tile + panel_offset<ROWS>(row, 2 * step + (lane >> 4)));
@@ -117,16 +116,16 @@ static __device__ __forceinline__ void load_left(uint32_t (&a)[D / 16][4], uint3
 /* Walks over the tiles: keys in two tiles of memory, values in two more. */
 template <typename T, int D>
 static __device__ __forceinline__ void walk(const attention &p, const query_block &w, softmax_sums<D> &a,
-                                            uint32_t memory, int mine) {
+                                            uint32_t memory) {
     using shape = group_shape<D>;
     constexpr int KEYS = shape::KEYS, J = KEYS / 8;
     const panel_rows<T, D, shape::THREADS> queries(p.q, w.b, w.h, p.size),
         keys(p.k, w.b, w.h / p.share, p.size), values(p.v, w.b, w.h / p.share, p.size);
     const uint32_t key_tiles = memory + shape::QUERIES * D * 2, value_tiles = key_tiles + 2 * shape::TILE;
-    const int lane = threadIdx.x & 31, lane_row = mine + 16 * (threadIdx.x >> 5 & 3) + (lane >> 2);
+    const int lane = threadIdx.x & 31, lane_row = w.first + 16 * (threadIdx.x >> 5) + (lane >> 2);
     const float unit = p.scale * LOG2_E;
     const auto soften_tile = [&](float(&x)[J][4], int s, float(&kept)[2]) {
-        if (!all_see(p, w.view, {mine, mine + 64}, {s, s + KEYS}))
+        if (!all_see(p, w.view, {w.first, w.first + shape::QUERIES}, {s, s + KEYS}))
             hide_keys(p, w.view, lane_row, s + 2 * (lane & 3), x);
         soften(a, x, unit, kept);
     };
@@ -142,7 +141,7 @@ static __device__ __forceinline__ void walk(const attention &p, const query_bloc
     copies_wait<1>();
     stores_to_products();
     __syncthreads(); /* the queries and the first keys are there */
-    load_left<D, shape::QUERIES>(q, memory + (mine - w.first) * PANEL_ROW);
+    load_left<D, shape::QUERIES>(q, memory);
     products_begin();
     multiply_transposed<T, D>(x, q, key_tiles);
     products_begun();
@@ -197,10 +196,10 @@ static __global__ void __launch_bounds__(group_shape<D>::THREADS, group_shape<D>
     extern __shared__ __align__(1024) unsigned char shared[];
     take_turn();
     const query_block w = block_of<shape::QUERIES, shape::KEYS>(p);
-    const int group = __shfl_sync(0xffffffffu, threadIdx.x >> 7, 0), warp = threadIdx.x >> 5;
+    const int warp = threadIdx.x >> 5;
     softmax_sums<D> a = {};
     a.top[0] = a.top[1] = -INFINITY;
-    if (w.tiles > 0) walk<T, D>(p, w, a, shared_address(shared), w.first + 64 * group);
+    if (w.tiles > 0) walk<T, D>(p, w, a, shared_address(shared));
     finish<T, D>(p, a, (T *)shared + 16 * warp * D, w.b, w.h, w.first + 16 * warp, p.scale * LOG2_E);
 #endif
 }

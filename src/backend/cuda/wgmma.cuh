@@ -64,6 +64,11 @@ static __device__ __forceinline__ uint64_t tile_at(uint32_t address, uint32_t pa
            (uint64_t)1 << 62;
 }
 
+/* The same so many bytes further on: no carry leaves its lower half. */
+static __device__ __forceinline__ uint64_t further(uint64_t tile, uint32_t bytes) {
+    return (tile & 0xffffffff00000000ull) | ((uint32_t)tile + (bytes >> 4));
+}
+
 /* ---- one instruction: 16 inner indices ---- */
 
 #define SUMS_4(x, j) "+f"(x[j][0]), "+f"(x[j][1]), "+f"(x[j][2]), "+f"(x[j][3])
@@ -114,20 +119,22 @@ DEFINE_PRODUCTS(128, SUMS_64(x), NAMES_64, __half, "f16", "%64", "%65", "%66", "
  * rows. */
 template <typename T, int D, int A_ROWS, int J>
 static __device__ __forceinline__ void multiply_transposed(float (&x)[J][4], uint32_t a, uint32_t b) {
+    const uint64_t left = tile_at(a, 16), right = tile_at(b, 16);
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
         const int panel = step / 4 * PANEL_ROW, column = step % 4 * 32;
-        product16(x, tile_at(a + panel * A_ROWS + column, 16), tile_at(b + panel * 8 * J + column, 16),
-                  step > 0, T());
+        product16(x, further(left, panel * A_ROWS + column), further(right, panel * 8 * J + column), step > 0,
+                  T());
     }
 }
 /* The same with a in registers. */
 template <typename T, int D, int J>
 static __device__ __forceinline__ void multiply_transposed(float (&x)[J][4], const uint32_t (&a)[D / 16][4],
                                                            uint32_t b) {
+    const uint64_t right = tile_at(b, 16);
 #pragma unroll
     for (int step = 0; step < D / 16; step++)
-        product16<false>(x, a[step], tile_at(b + step / 4 * PANEL_ROW * 8 * J + step % 4 * 32, 16), step > 0,
+        product16<false>(x, a[step], further(right, step / 4 * PANEL_ROW * 8 * J + step % 4 * 32), step > 0,
                          T());
 }
 
@@ -135,9 +142,10 @@ static __device__ __forceinline__ void multiply_transposed(float (&x)[J][4], con
 template <typename T, int D, int K>
 static __device__ __forceinline__ void add_product(float (&x)[D / 8][4], const uint32_t (&a)[K / 16][4],
                                                    uint32_t b) {
+    const uint64_t right = tile_at(b, K * PANEL_ROW);
 #pragma unroll
     for (int step = 0; step < K / 16; step++)
-        product16<true>(x, a[step], tile_at(b + step * 16 * PANEL_ROW, K * PANEL_ROW), 1, T());
+        product16<true>(x, a[step], further(right, step * 16 * PANEL_ROW), 1, T());
 }
 
 #endif
