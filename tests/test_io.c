@@ -557,6 +557,23 @@ Test(file, removal_stays_inside) {
     expect_message(tpi_dir_create(in_directory("kept/file/x")), TP_EIO, "cannot create the directory");
 }
 
+/* What cannot be removed whole, for it is too deep, has at least lost its name. */
+Test(file, a_directory_is_removed_under_another_name) {
+    char deep[1024] = "gone";
+    while (strlen(deep) < 4 + 2 * 80) strcat(deep, "/d");
+    cr_assert_eq(tpi_dir_create(in_directory("gone/short")), TP_OK);
+    cr_expect_eq(tpi_atomic_dir_remove(in_directory("gone")), TP_OK, "%s", tp_error_message());
+    cr_expect_eq(entries(directory), 0);
+    cr_expect_eq(tpi_atomic_dir_remove(in_directory("gone")), TP_OK, "%s", tp_error_message());
+    cr_assert_eq(tpi_dir_create(in_directory(deep)), TP_OK, "%s", tp_error_message());
+    expect_message(tpi_atomic_dir_remove(in_directory("gone")), TP_EIO, "more than 64 levels");
+    cr_expect_not(tpi_path_exists(in_directory("gone")));
+    cr_expect_eq(entries(directory), 1);
+    char command[64];
+    snprintf(command, sizeof command, "rm -r %s/*", directory);
+    cr_assert_eq(system(command), 0);
+}
+
 static tp_status file_work(void) {
     char *data;
     size_t size;

@@ -249,6 +249,20 @@ void tpi_atomic_dir_abort(tpi_atomic_dir *dir) {
     tpi_free(dir);
 }
 
+static tp_status remove_as(const char *path, const char *aside) {
+    if (rename(path, aside) != 0) return errno == ENOENT ? TP_OK : tpi_file_fail("remove", path);
+    TPI_TRY(tpi_sync_parent(path));
+    return tpi_dir_remove(aside);
+}
+
+tp_status tpi_atomic_dir_remove(const char *path) {
+    char *aside = tpi_temporary_name(path);
+    if (!aside) return TP_ENOMEM;
+    tp_status status = remove_as(path, aside);
+    tpi_free(aside);
+    return status;
+}
+
 static tp_status move_file(const tpi_atomic_dir *dir, const char *directory, const char *name) {
     char *from = tpi_path_join(dir->temporary, name), *to = tpi_path_join(directory, name);
     tp_status status = from && to ? TP_OK : TP_ENOMEM;

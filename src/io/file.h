@@ -68,6 +68,10 @@ const char *tpi_atomic_dir_path(const tpi_atomic_dir *dir);
 tp_status tpi_atomic_dir_commit(tpi_atomic_dir *dir); /* consumed */
 void tpi_atomic_dir_abort(tpi_atomic_dir *dir);       /* consumed; NULL does nothing */
 
+/* tpi_dir_remove behind a temporary name: from the first moment on the path names nothing, and what a killed
+ * process or a failure leaves is of tpi_dir_remove_temporaries. */
+tp_status tpi_atomic_dir_remove(const char *path);
+
 /* Instead of a commit: moves the files into `directory`, on the same file system, over those that have their
  * names. The file `last`, if it is one of them, is removed there first and comes last: where it is, the files
  * beside it are those that it came with. Consumed; where a file cannot be moved, it and the rest stay, and

@@ -293,7 +293,7 @@ static int64_t step_of(const char *name) {
 static tp_status remove_entry(const char *directory, const char *name) {
     char *path = tpi_path_join(directory, name);
     if (!path) return TP_ENOMEM;
-    tp_status status = tpi_dir_remove(path);
+    tp_status status = tpi_atomic_dir_remove(path);
     tpi_free(path);
     return status;
 }
