@@ -5,8 +5,8 @@
 Each work is run by one process a contestant. Their results are compared first: one that differs from taper's is an
 error of the run and is not timed. Then rounds follow: in each the machine's limit that binds the work and every
 contestant in every way that it has are measured in turn, so that a ratio or a share is the median of the rounds'
-pairs. A way that takes far longer than taper is measured in the first round alone; a contestant that gives no answer
-within some minutes is named as too slow, and not asked for works of that model and kind again. Prints a Markdown table; writes bench.json (all samples), bench.md and ratios.svg. Standard library only; the
+pairs. A way that takes far longer than taper is measured once. A contestant that only has such, or that gives no answer
+within some minutes, is named as too slow and not asked for works of that model and kind again. Prints a Markdown table; writes bench.json (all samples), bench.md and ratios.svg. Standard library only; the
 peers live in environments of their own (tools/bench-peers.sh) and a missing one is reported as absent.
 """
 
@@ -32,7 +32,7 @@ from works import all_works
 
 ROOT = Path(__file__).resolve().parent.parent
 FAR_SLOWER = 10  # times taper's; a way that takes this and
-LONG = 5.0  # seconds a call is sampled once
+LONG = 5.0  # seconds a call is measured once
 SETTLE = 0.02  # seconds before a sample: threads of the one before fall asleep; those of OpenMP spin for 7 ms first
 
 
@@ -159,28 +159,21 @@ def check(work, opened, scratch, a):
 # ---- measuring ----
 
 
-def calls_a_sample(contestant, way, a):
-    """Warms up; returns how many calls last about as long as a sample should."""
-    once = contestant.run(way, 1)
-    if once < 0.5:
-        once = contestant.run(way, 2)
-    return max(1, math.ceil((0.005 if a.short else 0.02) / max(once, 1e-9)))
-
-
 class Series:
-    """The samples of one way of one contestant, one a round."""
+    """The samples of one way of one contestant, one a round; of so many calls as last about as long as a sample
+    should. `once`: what a call took while it warmed up."""
 
     def __init__(self, name, contestant, way, a):
         self.name, self.way, self.contestant, self.seconds = name, way, contestant, []
-        self.calls = calls_a_sample(contestant, way, a)
+        self.far_slower = False  # than taper: what it took once is its only sample
+        self.once = contestant.run(way, 1)
+        if self.once < 0.5:
+            self.once = contestant.run(way, 2)
+        self.calls = max(1, math.ceil((0.005 if a.short else 0.02) / max(self.once, 1e-9)))
 
     def sample(self):
         time.sleep(SETTLE)
         self.seconds.append(self.contestant.run(self.way, self.calls))
-
-    def is_far_slower(self, base):
-        """By the first round, than the quickest of the series of taper."""
-        return self.seconds[0] > max(LONG, FAR_SLOWER * min(series.seconds[0] for series in base))
 
     def figures(self):
         return {"seconds": self.seconds, "peak_bytes": self.contestant.peak_bytes()}
@@ -195,12 +188,21 @@ def guarded(call, name, wrong):
         return None
 
 
-def rounds(work, timed, machine, wrong, a):
-    """(series, limits, what binds): series[contestant][way]["seconds"] and limits have one entry a round, but for the
-    ways that are far slower, which have that of the first."""
+def warmed(timed, wrong, a):
+    """All contestants' series."""
     made = [guarded(lambda: Series(n, c, way, a), n, wrong) for n, c in timed.items() for way in c.ways]
-    all_series, limits, bound, start = [s for s in made if s], [], "", time.monotonic()
-    often = all_series
+    all_series = [series for series in made if series]
+    base = min((series.once for series in all_series if series.name == "taper"), default=0.0)
+    for series in all_series:
+        series.far_slower = series.once > max(LONG, FAR_SLOWER * base)
+        if series.far_slower:
+            series.seconds.append(series.once)
+    return all_series
+
+
+def rounds(work, all_series, machine, wrong, a):
+    """(limits, what binds): a limit a round, and of each series a sample."""
+    often, limits, bound, start = [s for s in all_series if not s.far_slower], [], "", time.monotonic()
     for number in range(a.rounds):
         if "taper" in wrong or number >= min(3, a.rounds) and time.monotonic() - start > a.seconds:
             break
@@ -210,14 +212,22 @@ def rounds(work, timed, machine, wrong, a):
         for series in often if number % 2 == 0 else reversed(often):
             if series.name not in wrong:
                 guarded(series.sample, series.name, wrong)
-        if number == 0 and "taper" not in wrong:
-            ours = [s for s in all_series if s.name == "taper"]
-            often = [s for s in all_series if s.name not in wrong and not s.is_far_slower(ours)]
+    return limits, bound
+
+
+def figures(all_series, wrong):
+    """figures[contestant][way]"""
     found = {}
     for series in all_series:
         if series.name not in wrong:
             found.setdefault(series.name, {})[series.way] = series.figures()
-    return found, limits, bound
+    return found
+
+
+def all_far_slower(all_series):
+    """{contestant: why it is too slow} of those that have no other way."""
+    near = {series.name for series in all_series if not series.far_slower}
+    return {s.name: f"a call takes {s.once:.1f} s" for s in all_series if s.name not in near}
 
 
 def likes(name, work):
@@ -245,20 +255,24 @@ def measure(work, threads, machine, run, a):
     try:
         opened, missing = open_all(work, threads, told_keys(work, scratch, a), run, a)
         wrong = {} if "taper" in opened else {"taper": missing.get("taper", "absent")}
-        slow = {}
+        late, found, limits, bound = {}, {}, [], ""
         if not wrong and not work.commands:
-            wrong, slow = check(work, opened, scratch, a)
-        missing.update(slow)
-        run["slow"].update({likes(name, work): f"{work.name}, {why}" for name, why in slow.items()})
-        timed = {name: c for name, c in opened.items() if name not in wrong and name not in slow}
-        series, limits, bound = rounds(work, timed, machine, wrong, a) if "taper" in timed else ({}, [], "")
+            wrong, late = check(work, opened, scratch, a)
+        missing.update(late)
+        timed = {name: c for name, c in opened.items() if name not in wrong and name not in late}
+        if "taper" in timed:
+            all_series = warmed(timed, wrong, a)
+            limits, bound = rounds(work, all_series, machine, wrong, a)
+            found = figures(all_series, wrong)
+            late.update(all_far_slower(all_series))
+        run["slow"].update({likes(name, work): f"{work.name}, {why}" for name, why in late.items()})
     finally:
         for contestant in opened.values():
             contestant.close()
         shutil.rmtree(scratch)
     return {
         "name": work.name, "threads": threads, "units": work.units, "flops": work.flops, "bytes": work.bytes,
-        "model": bool(work.model), "limits": limits, "bound": bound, "series": series, "missing": missing, "wrong": wrong,
+        "model": bool(work.model), "limits": limits, "bound": bound, "series": found, "missing": missing, "wrong": wrong,
     }  # fmt: skip
 
 

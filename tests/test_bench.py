@@ -119,15 +119,18 @@ class SlowTest(unittest.TestCase):
         self.assertEqual(str(caught.exception), "ended")
         self.assertNotIsInstance(caught.exception, contestants.TooSlow)
 
-    def test_a_way_that_is_far_slower_is_sampled_once(self):
+    def test_a_way_that_is_far_slower_is_measured_once_and_named(self):
         opened = {"taper": self.contestant("print(0.5, flush=True)"), "slow": self.contestant("print(6, flush=True)")}
         opened["near"] = self.contestant("print(4, flush=True)")
         machine, wrong = mock.Mock(limit=lambda work: (0.1, "peak")), {}
         options = mock.Mock(rounds=3, seconds=60, short=True)
-        found, limits, _ = driver.rounds(None, opened, machine, wrong, options)
+        series = driver.warmed(opened, wrong, options)
+        limits, _ = driver.rounds(None, series, machine, wrong, options)
         self.assertEqual((wrong, len(limits)), ({}, 3))
+        found = driver.figures(series, wrong)
         samples = {name: len(ways["eager"]["seconds"]) for name, ways in found.items()}
         self.assertEqual(samples, {"taper": 3, "slow": 1, "near": 3})
+        self.assertEqual(driver.all_far_slower(series), {"slow": "a call takes 6.0 s"})
         work = {"series": found}
         self.assertEqual((report.ratios(work, "slow"), report.ratios(work, "near")), ([12.0], [8.0] * 3))
 
