@@ -159,17 +159,21 @@ def check(work, opened, scratch, a):
 # ---- measuring ----
 
 
+def warm(contestant, way, a):
+    """(seconds that a call took, how many calls last about as long as a sample should)"""
+    once = contestant.run(way, 1)
+    if once < 0.5:
+        once = contestant.run(way, 2)
+    return once, max(1, math.ceil((0.005 if a.short else 0.02) / max(once, 1e-9)))
+
+
 class Series:
-    """The samples of one way of one contestant, one a round; of so many calls as last about as long as a sample
-    should. `once`: what a call took while it warmed up."""
+    """The samples of one way of one contestant, one a round."""
 
     def __init__(self, name, contestant, way, a):
         self.name, self.way, self.contestant, self.seconds = name, way, contestant, []
         self.far_slower = False  # than taper: what it took once is its only sample
-        self.once = contestant.run(way, 1)
-        if self.once < 0.5:
-            self.once = contestant.run(way, 2)
-        self.calls = max(1, math.ceil((0.005 if a.short else 0.02) / max(self.once, 1e-9)))
+        self.once, self.calls = warm(contestant, way, a)
 
     def sample(self):
         time.sleep(SETTLE)

@@ -101,7 +101,7 @@ def side_by_side(axis, a):
         told = bench.told_keys(work, Path(scratch), a)
         opened = [open_contestant("taper", work, a.threads[0], told, a) for _ in range(most)]
         try:
-            calls = max(bench.calls_a_sample(c, c.ways[0], a) for c in opened) * 4
+            calls = max(bench.warm(c, c.ways[0], a)[1] for c in opened) * 4
             seconds = {n: [] for n, _ in axis.points}
             for _ in range(max(a.turns * a.rounds, 5)):
                 for n in seconds:
