@@ -5,9 +5,10 @@
 Each work is run by one process a contestant. Their results are compared first: one that differs from taper's is an
 error of the run and is not timed. Then rounds follow: in each the machine's limit that binds the work and every
 contestant in every way that it has are measured in turn, so that a ratio or a share is the median of the rounds'
-pairs. A way that takes far longer than taper is measured once. A contestant that only has such, or that gives no answer
-within some minutes, is named as too slow and not asked for works of that model and kind again. Prints a Markdown table; writes bench.json (all samples), bench.md and ratios.svg. Standard library only; the
-peers live in environments of their own (tools/bench-peers.sh) and a missing one is reported as absent.
+pairs. A way that takes far longer than taper is measured once. A contestant that only has such, or that gives no
+answer within some minutes, is named as too slow and not asked for works of that model and kind again. Prints a
+Markdown table; writes bench.json (all samples), bench.md and ratios.svg. Standard library only; the peers live in
+environments of their own (tools/bench-peers.sh) and a missing one is reported as absent.
 """
 
 import argparse

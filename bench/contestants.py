@@ -20,7 +20,7 @@ class Absent(Exception):
 
 
 class TooSlow(Absent):
-    """It gave no answer within PATIENCE."""
+    """It gave no answer in time."""
 
 
 def environment(threads):
@@ -59,23 +59,24 @@ class Process:
         lines = [line for line in self.errors.read().splitlines() if line.strip()]
         return lines[-1].strip() if lines else f"ended with status {self.process.returncode}"
 
-    def answer(self):
-        timer = threading.Timer(PATIENCE, self.process.kill)
+    def answer(self, patience=None):
+        """A line, unless it takes longer than `patience` seconds: that ends the process."""
+        patience, late = PATIENCE if patience is None else patience, threading.Event()
+        timer = threading.Timer(patience, lambda: (late.set(), self.process.kill()))
         timer.start()
         line = self.process.stdout.readline()
-        ran_out = not timer.is_alive()
         timer.cancel()
         if not line:
             self.process.wait()
-            raise TooSlow(f"no answer within {PATIENCE} s") if ran_out else Absent(self.why())
+            raise TooSlow(f"no answer within {patience:.3g} s") if late.is_set() else Absent(self.why())
         return line.strip()
 
-    def ask(self, order):
+    def ask(self, order, patience=None):
         try:
             print(order, file=self.process.stdin, flush=True)
         except BrokenPipeError:
             pass
-        return self.answer()
+        return self.answer(patience)
 
     def peak_bytes(self):
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():

@@ -132,6 +132,7 @@ def measure_axis(axis, machine, run, a):
     for turn in range(0 if together else a.turns):
         for point, (x, work) in zip(points, axis.points):
             print(f"{axis.name} {x}, turn {turn + 1} of {a.turns}", file=sys.stderr, flush=True)
+            # Who is too slow at one point is asked at the others.
             found = bench.measure(work, a.threads[0], machine, {**run, "slow": {}}, a)
             if turn:
                 join(point, found)

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -35,13 +34,7 @@ class Server(Process):
         super().__init__([str(word) for word in words], threads)
 
     def ask_json(self, order, patience):
-        """An answer that takes longer than `patience` seconds ends the process."""
-        timer = threading.Timer(patience, self.process.kill)
-        timer.start()
-        try:
-            return json.loads(self.ask(order))
-        finally:
-            timer.cancel()
+        return json.loads(self.ask(order, patience))
 
 
 class Restarted:

@@ -14,14 +14,6 @@ struct pass_block {
     int h, c, tiles;
 };
 
-/* The columns that any of the rows meets. */
-template <bool KEYS>
-static __device__ __forceinline__ range columns_of(const attention_grad &p, sight v, int row, int rows) {
-    const range mine = {row, min(row + rows, KEYS ? p.keys : p.queries)};
-    if (mine.begin >= mine.end) return {0, 0};
-    return KEYS ? queries_seeing(p, v, mine) : keys_seen(p, v, mine);
-}
-
 /* The block's part of a pass with ROWS rows. Tiles of a group's heads are divided evenly among its parts. */
 template <int ROWS, bool KEYS>
 static __device__ __forceinline__ pass_block block_of(const attention_grad &p) {
@@ -36,7 +28,8 @@ static __device__ __forceinline__ pass_block block_of(const attention_grad &p) {
         w.first = ((p.queries + ROWS - 1) / ROWS - 1 - turn) * ROWS;
     }
     w.view = sight_of(p, w.b);
-    w.columns = columns_of<KEYS>(p, w.view, w.first, ROWS);
+    w.columns = KEYS ? queries_seeing(p, w.view, {w.first, min(w.first + ROWS, p.keys)})
+                     : keys_seen(p, w.view, {w.first, min(w.first + ROWS, p.queries)});
     w.columns.begin = w.columns.begin / COLUMNS * COLUMNS;
     const int a_head = (w.columns.end - w.columns.begin + COLUMNS - 1) / COLUMNS,
               total = a_head * (KEYS ? p.share : 1), from = total * part / parts;

@@ -108,12 +108,12 @@ static __device__ __forceinline__ void begin_columns(float (&x)[COLUMNS / 8][4],
 template <typename T, int D, bool KEYS>
 static __device__ __forceinline__ void
 add_columns(const attention_grad &p, const pass_block &w, group_sums<D, KEYS> &a, float (&x)[COLUMNS / 8][4],
-            float (&y)[COLUMNS / 8][4], uint32_t one, int row, int c, const query_cell *cells) {
+            float (&y)[COLUMNS / 8][4], uint32_t one, int c, const query_cell *cells) {
     using shape = group_shape<D>;
     const uint32_t two = one + shape::TILE;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const range rows = {row, row + 64}, columns = {c, c + COLUMNS};
-    const int lane_row = row + 16 * warp + (lane >> 2), lane_column = 2 * (lane & 3);
+    const range rows = {w.first, w.first + shape::ROWS}, columns = {c, c + COLUMNS};
+    const int lane_row = w.first + 16 * warp + (lane >> 2), lane_column = 2 * (lane & 3);
     const bool all = all_see(p, w.view, KEYS ? columns : rows, KEYS ? rows : columns);
     const query_cell *lane_cells = cells + lane_column;
     products_wait<1>();
@@ -233,7 +233,7 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, unsigne
                          cells_at + (stage ^ 1) * shape::CELLS);
         copies_begun();
         begin_columns<T, D>(x, y, row_one, row_two, now);
-        add_columns<T, D, KEYS>(p, w, a, x, y, now, w.first, this_c, cells + stage * COLUMNS);
+        add_columns<T, D, KEYS>(p, w, a, x, y, now, this_c, cells + stage * COLUMNS);
     }
     copies_wait<0>();
     __syncthreads(); /* all tiles have been read */
