@@ -4,7 +4,8 @@
  *     gpu_ops [device=cuda:0|cpu] -           rows are read from standard input, a JSON line answers each
  *     gpu_ops --list                          the names of the rows of the table below
  *
- * A row is KIND-SIZES (kinds.c), for instance softmax-16384x4096; "copy" is the device's own. Without rows
+ * A row is KIND-SIZES (kinds.c), for instance softmax-16384x4096; "copy" is the device's own. "ROW BASE" and
+ * "ROW BASE BASE" are one word: what a row takes beyond its bases, in turn with them. Without rows
  * all of the table below are measured. The limits are copying within the device and the first product of the
  * run: a row's limit is the larger of the times that they allow it. A row whose results are not the CPU's is
  * an error, and not timed. */
@@ -117,27 +118,59 @@ static void measure_copy(tp_device *device) {
     keep_line("copy", &f);
 }
 
-static void measure(const char *name, tp_device *device) {
-    row w;
+/* The row of that name, if its results are the CPU's. */
+static bool checked(const char *name, row *w, tp_device *device) {
     char why[64];
-    if (strcmp(name, "copy") == 0) {
-        measure_copy(device);
-        return;
-    }
-    if (!row_parse(name, &w)) {
+    if (!row_parse(name, w)) {
         fail(name, "no such kind");
-        return;
+        return false;
     }
-    const double apart = row_difference(&w, device);
-    if (!(apart <= TOLERANCE)) {
-        snprintf(why, sizeof why, "differs from the CPU by %.2g", apart);
-        fail(name, why);
-        return;
-    }
+    const double apart = row_difference(w, device);
+    if (apart <= TOLERANCE) return true;
+    snprintf(why, sizeof why, "differs from the CPU by %.2g", apart);
+    fail(name, why);
+    return false;
+}
+
+static void measure_row(const char *name, tp_device *device) {
+    row w;
+    if (!checked(name, &w, device)) return;
     const figures f = row_measure(&w, device);
     if (run.flops == 0 && strcmp(w.kind->name, "matmul") == 0) run.flops = 1e6 * f.flops / f.us[1];
     print_line(name, &f);
     keep_line(name, &f);
+}
+
+static void measure_overhead(const char *names, tp_device *device) {
+    row rows[1 + MOST_BASES];
+    int count = 0;
+    char copy[MOST_NAME], *rest = NULL;
+    snprintf(copy, sizeof copy, "%s", names);
+    for (char *name = strtok_r(copy, " ", &rest); name; name = strtok_r(NULL, " ", &rest)) {
+        if (count > MOST_BASES) {
+            fail(names, "too many bases");
+            return;
+        }
+        if (!checked(name, &rows[count++], device)) return;
+    }
+    if (count < 2) {
+        fail(names, "no base");
+        return;
+    }
+    const overhead o = row_overhead(&rows[0], &rows[1], count - 1, device);
+    printf("{\"name\": \"%s\", \"us\": %.4f, \"base_us\": %.4f, \"ratio\": %.5f, \"ratio_low\": %.5f, "
+           "\"ratio_high\": %.5f}\n",
+           names, o.us[1], o.base_us[1], o.ratio[1], o.ratio[0], o.ratio[2]);
+    fflush(stdout);
+}
+
+static void measure(const char *name, tp_device *device) {
+    if (strcmp(name, "copy") == 0)
+        measure_copy(device);
+    else if (strchr(name, ' '))
+        measure_overhead(name, device);
+    else
+        measure_row(name, device);
 }
 
 static void print_table(void) {

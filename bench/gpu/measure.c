@@ -16,6 +16,7 @@
 #define FEWEST_SETS  4
 #define MOST_SETS    64
 #define SAMPLES      9
+#define PAIRS        25    /* of a row and its base */
 #define SAMPLE       0.010 /* seconds of a sample, at least */
 #define LEAST_RUNS   3     /* of a plan in a sample */
 #define CALLS        200
@@ -56,17 +57,17 @@ double row_difference(const row *w, tp_device *device) {
     return worst;
 }
 
-/* ---- times ---- */
+/* ---- runs ---- */
 
 static struct {
     const tpi_backend *real;
     tpi_backend backend;
     void *device;
-    tpi_bound bound; /* its pointers are the plan's and the graph's: valid until the graph evaluates again */
-} replay;
+    tpi_bound bound; /* the last */
+} remembered;
 
 static tp_status run_bound(void *device, const tpi_bound *bound, uint64_t *mark) {
-    if (replay.real->run) return replay.real->run(device, bound, mark);
+    if (remembered.real->run) return remembered.real->run(device, bound, mark);
     for (uint32_t i = 0; i < bound->n_steps; i++) { /* the CPU */
         const tpi_launch launch = {&bound->steps[i], bound->slots, bound->threads, device};
         tp_status status = launch.step->kernel->run(&launch);
@@ -76,45 +77,100 @@ static tp_status run_bound(void *device, const tpi_bound *bound, uint64_t *mark)
 }
 
 static tp_status run_and_remember(void *device, const tpi_bound *bound, uint64_t *mark) {
-    replay.device = device;
-    replay.bound = *bound;
+    remembered.device = device;
+    remembered.bound = *bound;
     return run_bound(device, bound, mark);
 }
 
 static void remember_runs(tp_device *device) {
-    if (device->backend == &replay.backend) return;
-    replay.real = device->backend;
-    replay.backend = *device->backend;
-    replay.backend.run = run_and_remember;
-    device->backend = &replay.backend;
+    if (device->backend == &remembered.backend) return;
+    remembered.real = device->backend;
+    remembered.backend = *device->backend;
+    remembered.backend.run = run_and_remember;
+    device->backend = &remembered.backend;
+}
+
+/* A row's plan, which can be run again as it is bound. */
+typedef struct replay {
+    const kind *kind;
+    recording r;
+    tp_tensor **results;
+    tpi_bound bound; /* its pointers are the plan's and the graph's: valid until the graph evaluates again */
+    void *arena;
+    int sets, times; /* times: runs that make a sample */
+} replay;
+
+static void replay_open(replay *p, const row *w, tp_device *device) {
+    *p = (replay){.kind = w->kind};
+    remember_runs(device);
+    recording_open(&p->r, device, w->size);
 }
 
 /* Takes the block that the run gave back, which is the next of its size, so that it stays the plan's while
  * the plan is run again. */
-static void *hold_arena(const tp_graph *graph) {
-    const tpi_plan *plan = graph->tape.plan;
-    void *arena = NULL;
-    if (plan->arena_bytes) must(tpi_memory_take(plan->device->memory, plan->arena_bytes, &arena));
+static void hold_arena(replay *p) {
+    const tpi_plan *plan = p->r.graph->tape.plan;
+    if (plan->arena_bytes) must(tpi_memory_take(plan->device->memory, plan->arena_bytes, &p->arena));
     for (uint32_t s = 0; s < plan->n_slots; s++)
         if (plan->slots[s].place == TPI_PLACE_ARENA &&
-            replay.bound.slots[s] != (char *)arena + plan->slots[s].offset) {
+            p->bound.slots[s] != (char *)p->arena + plan->slots[s].offset) {
             fprintf(stderr, "gpu_ops: the plan's memory has another owner\n");
             exit(1);
         }
-    return arena;
 }
 
-static double replay_seconds(tp_device *device, int times) {
+static double replay_seconds(const replay *p, int times) {
     const double start = clock_seconds();
     uint64_t mark;
-    for (int i = 0; i < times; i++) must(run_bound(replay.device, &replay.bound, &mark));
-    must(tp_device_synchronize(device));
+    for (int i = 0; i < times; i++) must(run_bound(remembered.device, &p->bound, &mark));
+    must(tp_device_synchronize(p->r.device));
     return (clock_seconds() - start) / times;
 }
+
+/* Of one set. */
+static double sample_us(const replay *p) {
+    return 1e6 * replay_seconds(p, p->times) / p->sets;
+}
+
+/* Needs the bytes of a set, so a recording of one comes first. */
+static int sets_of(replay *p) {
+    recording_make(&p->r, p->kind->record, 1);
+    const double enough = ceil(FOOTPRINT / fmax(p->r.bytes, 1));
+    return p->kind->once ? 1 : (int)fmin(fmax(enough, FEWEST_SETS), MOST_SETS);
+}
+
+/* Evaluates the plan until it is captured, and finds how many runs make a sample. */
+static void replay_prepare(replay *p) {
+    p->sets = sets_of(p);
+    for (int run = 0; run < 3; run++) { /* launched, captured, replayed */
+        if (p->results) recording_release(&p->r, p->results);
+        recording_make(&p->r, p->kind->record, p->sets);
+        p->results = recording_evaluate(&p->r);
+    }
+    p->bound = remembered.bound;
+    hold_arena(p);
+    replay_seconds(p, LEAST_RUNS);
+    const double once = replay_seconds(p, LEAST_RUNS);
+    p->times = once * LEAST_RUNS > SAMPLE ? LEAST_RUNS : 1 + (int)(SAMPLE / once);
+}
+
+static void replay_close(replay *p) {
+    tp_device *device = p->r.device;
+    if (p->arena) tpi_memory_give(device->memory, p->arena, p->r.graph->tape.plan->arena_bytes);
+    recording_release(&p->r, p->results);
+    recording_close(&p->r);
+}
+
+/* ---- times ---- */
 
 static int ascending(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+static void quartiles(double *samples, int n, double out[3]) {
+    qsort(samples, (size_t)n, sizeof *samples, ascending);
+    for (int q = 0; q < 3; q++) out[q] = samples[(q + 1) * (n - 1) / 4];
 }
 
 static double call_seconds(recording *r, const kind *k) {
@@ -135,11 +191,11 @@ static double call_seconds(recording *r, const kind *k) {
 }
 
 /* The kernels of the plan, each once: "rms_norm/cuda softmax/cuda". */
-static void list_kernels(char *out) {
+static void list_kernels(const tpi_bound *bound, char *out) {
     size_t used = 0;
     out[0] = 0;
-    for (uint32_t i = 0; i < replay.bound.n_steps; i++) {
-        const tpi_step *step = &replay.bound.steps[i];
+    for (uint32_t i = 0; i < bound->n_steps; i++) {
+        const tpi_step *step = &bound->steps[i];
         char word[64], padded[MOST_KERNELS + 2];
         int n = snprintf(word, sizeof word, " %s/%s ", tpi_ops[step->op].name, step->kernel->name);
         snprintf(padded, sizeof padded, " %s ", out);
@@ -148,43 +204,37 @@ static void list_kernels(char *out) {
     }
 }
 
-static void sample_replays(tp_device *device, int sets, double us[3]) {
-    double samples[SAMPLES];
-    replay_seconds(device, LEAST_RUNS);
-    const double once = replay_seconds(device, LEAST_RUNS);
-    const int times = once * LEAST_RUNS > SAMPLE ? LEAST_RUNS : 1 + (int)(SAMPLE / once);
-    for (int i = 0; i < SAMPLES; i++) samples[i] = 1e6 * replay_seconds(device, times) / sets;
-    qsort(samples, SAMPLES, sizeof *samples, ascending);
-    for (int q = 0; q < 3; q++) us[q] = samples[(q + 1) * (SAMPLES - 1) / 4];
-}
-
-static int sets_of(const recording *r, const kind *k) {
-    const double enough = ceil(FOOTPRINT / fmax(r->bytes, 1));
-    return k->once ? 1 : (int)fmin(fmax(enough, FEWEST_SETS), MOST_SETS);
-}
-
 figures row_measure(const row *w, tp_device *device) {
     figures f = {0};
-    recording r;
-    remember_runs(device);
-    recording_open(&r, device, w->size);
-    f.call_us = 1e6 * call_seconds(&r, w->kind);
-    const int sets = sets_of(&r, w->kind);
-    tp_tensor **results = NULL;
-    for (int run = 0; run < 3; run++) { /* launched, captured, replayed */
-        if (results) recording_release(&r, results);
-        recording_make(&r, w->kind->record, sets);
-        results = recording_evaluate(&r);
-    }
-    f.bytes = r.bytes, f.flops = r.flops;
-    f.steps = (double)replay.bound.n_steps / sets;
-    list_kernels(f.kernels);
-    void *arena = hold_arena(r.graph);
-    sample_replays(device, sets, f.us);
-    if (arena) tpi_memory_give(device->memory, arena, r.graph->tape.plan->arena_bytes);
-    recording_release(&r, results);
-    recording_close(&r);
+    double samples[SAMPLES];
+    replay p;
+    replay_open(&p, w, device);
+    f.call_us = 1e6 * call_seconds(&p.r, w->kind);
+    replay_prepare(&p);
+    f.bytes = p.r.bytes, f.flops = p.r.flops;
+    f.steps = (double)p.bound.n_steps / p.sets;
+    list_kernels(&p.bound, f.kernels);
+    for (int i = 0; i < SAMPLES; i++) samples[i] = sample_us(&p);
+    quartiles(samples, SAMPLES, f.us);
+    replay_close(&p);
     return f;
+}
+
+overhead row_overhead(const row *w, const row *bases, int count, tp_device *device) {
+    overhead o = {0};
+    double with[PAIRS], base[PAIRS], ratio[PAIRS];
+    replay p, of[MOST_BASES];
+    replay_open(&p, w, device), replay_prepare(&p);
+    for (int b = 0; b < count; b++) replay_open(&of[b], &bases[b], device), replay_prepare(&of[b]);
+    for (int i = 0; i < PAIRS; i++) {
+        with[i] = sample_us(&p), base[i] = 0;
+        for (int b = 0; b < count; b++) base[i] += sample_us(&of[b]);
+        ratio[i] = with[i] / base[i];
+    }
+    quartiles(with, PAIRS, o.us), quartiles(base, PAIRS, o.base_us), quartiles(ratio, PAIRS, o.ratio);
+    for (int b = 0; b < count; b++) replay_close(&of[b]);
+    replay_close(&p);
+    return o;
 }
 
 double copy_rate(tp_device *device) {

@@ -9,7 +9,8 @@
 #include "recording.h"
 
 #define MOST_SIZES   8
-#define MOST_NAME    96
+#define MOST_BASES   2
+#define MOST_NAME    96 /* of a row; of one with its bases */
 #define MOST_KERNELS 256
 
 typedef struct kind {
@@ -44,6 +45,15 @@ typedef struct figures {
 double row_difference(const row *w, tp_device *device);
 
 figures row_measure(const row *w, tp_device *device);
+
+/* What a row takes beyond others, which it does too: quartiles of samples of either, and of the ratios of
+ * samples that followed each other, so that both had the card's clock and warmth of that moment. */
+typedef struct overhead {
+    double us[3], base_us[3], ratio[3];
+} overhead;
+
+/* The bases, up to MOST_BASES, are added up. */
+overhead row_overhead(const row *w, const row *bases, int count, tp_device *device);
 
 /* Bytes that copies within the device move a second, reading and writing each once. */
 double copy_rate(tp_device *device);

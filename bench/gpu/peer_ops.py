@@ -231,8 +231,11 @@ def on_stream(function, times, samples=7):
     return statistics.median(found)
 
 
-def captured(function, calls=10):
-    """Of a call within a captured graph of several."""
+CAPTURED_CALLS = 10
+
+
+def capture(function):
+    """A graph of several calls."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -241,10 +244,16 @@ def captured(function, calls=10):
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(calls):
+        for _ in range(CAPTURED_CALLS):
             function()
+    return graph
+
+
+def captured(function):
+    """Of a call within a captured graph."""
+    graph = capture(function)
     once = on_stream(graph.replay, 3, 1)
-    return on_stream(graph.replay, max(3, int(10e3 / once))) / calls
+    return on_stream(graph.replay, max(3, int(10e3 / once))) / CAPTURED_CALLS
 
 
 def call(function, seconds=0.2):
@@ -267,12 +276,16 @@ def tried(measure):
         return {"error": f"{type(why).__name__}: {why}"[:200]}
 
 
-def measure(name):
+def make(name):
+    """The function of a row."""
     kind, *rest = name.split("-", 1)
-    sizes = [int(size) for size in re.findall(r"\d+", "-".join(rest))]
-    if kind not in KINDS:
+    return KINDS[kind](*(int(size) for size in re.findall(r"\d+", "-".join(rest)))) if kind in KINDS else None
+
+
+def measure(name):
+    kind, function = name.split("-", 1)[0], make(name)
+    if not function:
         return {"error": "PyTorch has no such row"}
-    function = KINDS[kind](*sizes)
     once = on_stream(function, 1, 3)
     found = {"eager_us": on_stream(function, max(1, int(10e3 / once))), "call_us": call(function)}
     found["captured_us"] = tried(lambda: captured(function))
@@ -280,3 +293,18 @@ def measure(name):
         compiled = torch.compile(function, mode=COMPILED[kind], dynamic=False)
         found["compiled_us"] = tried(lambda: captured(compiled))
     return found
+
+
+def overhead(names, pairs=25):
+    """What the first row takes beyond the others together, captured, in turn with them: as gpu_ops measures it."""
+    functions = [make(name) for name in names]  # kept: their operands are what the graphs read
+    graphs = [capture(function) for function in functions]
+    for graph in graphs:
+        on_stream(graph.replay, 3, 1)
+    times = [[on_stream(graph.replay, 3, 1) / CAPTURED_CALLS for graph in graphs] for _ in range(pairs)]
+    ratios = [ours / sum(bases) for ours, *bases in times]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "us": statistics.median(ours for ours, *_ in times), "base_us": statistics.median(sum(t[1:]) for t in times),
+        "ratio": middle, "ratio_low": low, "ratio_high": high,
+    }  # fmt: skip

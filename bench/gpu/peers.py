@@ -23,6 +23,7 @@ import peer_ops  # noqa: E402
 
 WORKS = {
     "operation": lambda request: peer_ops.measure(request["name"]),
+    "overhead": lambda request: peer_ops.overhead(request["names"].split()),
     "train": peer_models.train,
     "generate": peer_models.generate,
 }

@@ -20,6 +20,7 @@ SMALL_OPERATIONS = """
 copy matmul-64x64x64 lora-24x64-r8 linear-24x64x64 linear_lora-24x64x64-r8 linear_dx-24x64x64
 linear_lora_dx-24x64x64-r8 softmax-24x512 rms_norm-24x512
 """.split()
+SMALL_OVERHEADS = ["linear_lora-24x64x64-r8 linear-24x64x64"]
 
 
 @dataclass

@@ -131,6 +131,10 @@ def measure_operations(run):
         needs = COMPILED_OPERATION if name.split("-")[0] in ("lora", "softmax", "rms_norm") else OPERATION
         peer = run.peers.ask(needs, work="operation", name=name) if name != "copy" else {}
         run.keep("micro", name, {"ours": ours.measure(name), "peer": peer})
+    for names in rows.SMALL_OVERHEADS if run.a.small else [names for _, names, _ in tables.OVERHEAD_GOALS]:
+        say("overhead", names)
+        peer = run.peers.ask(OPERATION, work="overhead", names=names)
+        run.keep("overhead", names, {"ours": ours.measure(names), "peer": peer})
     ours.close()
 
 

@@ -11,11 +11,11 @@ OPERATION_GOALS = [
     ("rms_norm [128, 512], in a captured plan", "rms_norm-128x512", 2.0),
 ]
 CALL_GOAL = ("LoRA forward [128, 512] r 8, a call and its wait", "lora-128x512-r8", 12.0)
-# (work, row with the adapter, rows of the base products, most that it may cost above them)
+# (work, row with the adapter and rows of the base products, most that it may cost above them)
 OVERHEAD_GOALS = [
     (
-        f"x·W + LoRA [{m}, 4096 → 4096] r 16{what}", f"linear_lora{kind}-{size}-r16",
-        [f"linear{base}-{size}" for base in bases], most,
+        f"x·W + LoRA [{m}, 4096 → 4096] r 16{what}",
+        " ".join([f"linear_lora{kind}-{size}-r16", *(f"linear{base}-{size}" for base in bases)]), most,
     )
     for what, kind, bases in (
         ("", "", [""]), (", gradient by x", "_dx", ["_dx"]), (", forward and all gradients", "_grad", ["", "_dx"]),
@@ -128,30 +128,19 @@ def operation_rows(micro, limits):
         yield row(work, *texts, NOTHING, f"≤ {reach:g} µs", met)
 
 
-def overhead(with_adapter, base):
-    return with_adapter / base - 1 if with_adapter and base else None
+def overhead_text(figures):
+    low, middle, high = (100 * (figures[key] - 1) for key in ("ratio_low", "ratio", "ratio_high"))
+    base = us_text(figures["base_us"])
+    return f"{us_text(figures['us'])}, base {base}: {middle:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
-def overhead_text(us, base):
-    share = overhead(us, base)
-    return NOTHING if share is None else f"{us_text(us)}, base {us_text(base)}: {100 * share:+.1f} %"
-
-
-def sum_of_times(entries):
-    """(ours, the peer's), None where a time is missing."""
-    return [None if None in times else sum(times) for times in zip(*map(operation_times, entries))]
-
-
-def overhead_rows(micro):
-    for work, name, bases, most in OVERHEAD_GOALS:
-        if not all(row_name in micro for row_name in (name, *bases)):
-            continue
-        ours, peer = operation_times(micro[name])
-        our_base, peer_base = sum_of_times([micro[base] for base in bases])
-        theirs = cell(micro[name]["peer"], lambda _: overhead_text(peer, peer_base))
-        text = cell(micro[name]["ours"], lambda _: overhead_text(ours, our_base))
-        met = verdict(overhead(ours, our_base), most, most=True)
-        yield row(work, theirs, text, "the base", f"≤ +{100 * most:.0f} %", met)
+def overhead_rows(found):
+    for work, names, most in OVERHEAD_GOALS:
+        if names in found:
+            entry = found[names]
+            met = verdict(measured(entry["ours"], "ratio"), 1 + most, most=True)
+            texts = [cell(entry[side], overhead_text) for side in ("peer", "ours")]
+            yield row(work, *texts, "the base", f"≤ +{100 * most:.0f} %", met)
 
 
 # ---- models ----
@@ -254,7 +243,7 @@ def goals(found, limits):
     yield row("work", "peer", "taper", "limit", "to reach (H200)", "met")
     yield "|---|---|---|---|---|---|"
     yield from operation_rows(micro, limits)
-    yield from overhead_rows(micro)
+    yield from overhead_rows(found.get("overhead", {}))
     yield from training_rows(found, limits)
     yield from host_rows(found)
     yield from start_rows(found)
