@@ -354,6 +354,11 @@ class CliTest(unittest.TestCase):
         args = ("-p", ROW["prompt"], "-a", self.adapter)
         self.assertEqual(self.generate(*args, "--stop", "of").rstrip("\n"), " A lamp ")
         self.assertEqual(self.generate(*args, "--max-tokens", 1, "--stats").count("\n"), 1)
+        for end, words in {
+            "max-tokens": ("-n", 1), "a stop text": ("--stop", "of"), "a token that ends a text": ("-n", 99),
+        }.items():  # fmt: skip
+            done = taper("generate", "-m", self.model, *args, *words, "--stats", code=0)
+            self.assertEqual(done.stderr.splitlines()[-1], f"Ended by {end}")
         draws = [self.generate("-p", "x", "-t", 1, "--seed", seed) for seed in (1, 1, 2)]
         self.assertEqual(draws[0], draws[1])
         self.assertNotEqual(draws[0], draws[2])

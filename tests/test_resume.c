@@ -180,6 +180,11 @@ Test(run, a_damaged_checkpoint_is_an_error) {
     must(tpi_file_read(tensors, 1 << 24, &data, &size));
     must(tpi_file_write(tensors, data, size - 40));
     must_fail(run(&options, &w, NULL), TP_EFORMAT, "state.safetensors");
+    data[size - 40] ^= 4; /* a number somewhat larger */
+    must(tpi_file_write(tensors, data, size));
+    must_fail(run(&options, &w, NULL), TP_EFORMAT, "state.safetensors: damaged: hash ");
+    cr_expect_eq(w.steps, 0);
+    data[size - 40] ^= 4;
     must(tpi_file_write(tensors, data, size));
     tpi_free(data);
     const char *state = in_root("out/checkpoints/step-000004/state.json");
@@ -200,7 +205,7 @@ Test(run, a_damaged_checkpoint_is_an_error) {
         tpi_free(bad);
     }
     tpi_free(data);
-    put_text(in_root("out/checkpoints/step-000004/state.json"), "{\"format\": 1}");
+    put_text(in_root("out/checkpoints/step-000004/state.json"), "{\"format\": 2}");
     must_fail(run(&options, &w, NULL), TP_EFORMAT, "options");
     put_text(in_root("out/checkpoints/step-000004/state.json"), "{\"format\": 9}");
     must_fail(run(&options, &w, NULL), TP_EUNSUPPORTED, "format 9");

@@ -44,7 +44,8 @@ static const option_row rows[] = {
     ROW(FLAG, "ignore-eos", generate.ignore_stop_ids, NULL, "Go on after the token that ends a text",
         .bare = "true"),
     ROW(FLAG, "show-special", generate.show_special, NULL, "Print special tokens too", .bare = "true"),
-    ROW(FLAG, "stats", stats, NULL, "Print counts and speeds to standard error", .bare = "true"),
+    ROW(FLAG, "stats", stats, NULL, "Print counts, speeds and what ended the text to standard error",
+        .bare = "true"),
     OPTION_GROUP("Machine:"),
     ROW(CHOICE, "base-dtype", base_dtype, "NAME",
         "Of the model: auto (as stored, on a GPU bf16), stored, f32, bf16 or f16", .choices = base_dtypes),
@@ -114,10 +115,15 @@ static bool print_piece(void *user, int32_t id, const char *text, size_t length)
 }
 
 static void print_stats(const tp_generate_stats *stats) {
+    static const char *const ends[] = {[TP_END_LENGTH] = "max-tokens",
+                                       [TP_END_TOKEN] = "a token that ends a text",
+                                       [TP_END_STOP] = "a stop text",
+                                       [TP_END_CALLBACK] = "an interruption"};
     const double p = stats->prompt_seconds, t = stats->seconds;
-    fprintf(stderr, "Prompt: %lld tokens, %.1f tokens/s\nGeneration: %lld tokens, %.1f tokens/s\n",
+    fprintf(stderr,
+            "Prompt: %lld tokens, %.1f tokens/s\nGeneration: %lld tokens, %.1f tokens/s\nEnded by %s\n",
             (long long)stats->prompt_tokens, p > 0 ? (double)stats->prompt_tokens / p : 0.0,
-            (long long)stats->tokens, t > 0 ? (double)stats->tokens / t : 0.0);
+            (long long)stats->tokens, t > 0 ? (double)stats->tokens / t : 0.0, ends[stats->end]);
 }
 
 static void warn_of_length(const tp_model *model, int64_t tokens) {

@@ -23,4 +23,12 @@ static inline uint64_t tpi_hash_words(uint64_t hash, const void *memory, size_t 
     return hash;
 }
 
+static inline uint64_t tpi_hash_bytes(uint64_t hash, const void *data, size_t bytes) {
+    uint64_t last = 0;
+    hash = tpi_hash_words(hash, data, bytes / 8);
+    if (bytes % 8 == 0) return hash;
+    memcpy(&last, (const char *)data + bytes / 8 * 8, bytes % 8);
+    return tpi_hash_mix(hash, last);
+}
+
 #endif

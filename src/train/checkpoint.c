@@ -1,10 +1,11 @@
 /* Checkpoints: a directory with state.json and state.safetensors, made under a temporary name and renamed, so
  * that one that has its name is complete.
  *
- * state.json holds the options, the model's and the data's hashes and the fields of tpi_state;
+ * state.json holds the options, the hashes of model, data and tensors, and the fields of tpi_state;
  * state.safetensors holds, f32, each parameter as "p.<name>" and its moments as "m.<name>" and "v.<name>". */
 #include "core/alloc.h"
 #include "core/error.h"
+#include "core/hash.h"
 #include "io/file.h"
 #include "io/safetensors.h"
 #include "train/trainer.h"
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FORMAT 1 /* of the files */
+#define FORMAT 2 /* of the files */
 #define KINDS  3 /* tensors a parameter */
 
 /* ---- the state's fields ---- */
@@ -94,7 +95,8 @@ static const char *hex(uint64_t hash, hash_text text) {
     return text;
 }
 
-static tp_status write_state(const tp_trainer *t, const char *directory) {
+/* `tensors`: the hash of what state.safetensors holds. */
+static tp_status write_state(const tp_trainer *t, const char *directory, uint64_t tensors) {
     tpi_json_writer w;
     hash_text text;
     char *json, *path = tpi_path_join(directory, "state.json");
@@ -107,6 +109,7 @@ static tp_status write_state(const tp_trainer *t, const char *directory) {
     tpi_json_put_string(&w, "model", hex(t->model_hash, text));
     tpi_json_put_string(&w, "data", hex(t->train_hash, text));
     tpi_json_put_string(&w, "validation", hex(t->valid_hash, text));
+    tpi_json_put_string(&w, "tensors", hex(tensors, text));
     tpi_json_begin_object(&w, "state");
     for (size_t i = 0; i < FIELD_COUNT; i++) put_field(&t->state, &fields[i], &w);
     tpi_json_end(&w);
@@ -154,8 +157,10 @@ static tp_status check_state(const tp_trainer *t, const tpi_state *s, const char
     return TP_OK;
 }
 
-static tp_status parse_state(const tp_trainer *t, tpi_json root, const char *path, tpi_state *state) {
+static tp_status parse_state(const tp_trainer *t, tpi_json root, const char *path, tpi_state *state,
+                             uint64_t *tensors) {
     int64_t format;
+    const char *hash;
     tpi_json options, values;
     TPI_TRY(tpi_json_get_int(root, "format", 0, INT32_MAX, &format));
     if (format != FORMAT)
@@ -166,19 +171,21 @@ static tp_status parse_state(const tp_trainer *t, tpi_json root, const char *pat
     TPI_TRY(compare_hash(root, "model", t->model_hash, path, "another model or other weights"));
     TPI_TRY(compare_hash(root, "data", t->train_hash, path, "other training data"));
     TPI_TRY(compare_hash(root, "validation", t->valid_hash, path, "other validation data"));
+    TPI_TRY(tpi_json_get_string(root, "tensors", &hash));
+    *tensors = strtoull(hash, NULL, 16);
     TPI_TRY(tpi_json_get_object(root, "state", &values));
     for (size_t i = 0; i < FIELD_COUNT; i++) TPI_TRY(get_field(state, &fields[i], values));
     return check_state(t, state, path);
 }
 
-static tp_status read_state(const tp_trainer *t, const char *path, tpi_state *state) {
+static tp_status read_state(const tp_trainer *t, const char *path, tpi_state *state, uint64_t *tensors) {
     tpi_json_doc *doc;
     char *file = tpi_path_join(path, "state.json");
     if (!file) return TP_ENOMEM;
     tp_status status = tpi_json_load(file, &doc);
     tpi_free(file);
     if (status != TP_OK) return status;
-    status = parse_state(t, tpi_json_root(doc), path, state);
+    status = parse_state(t, tpi_json_root(doc), path, state, tensors);
     tpi_json_destroy(doc);
     return status;
 }
@@ -193,12 +200,21 @@ static tp_tensor *tensor_at(const tpi_step *step, size_t index) {
     return of_kind[index % KINDS];
 }
 
+/* Tensors on their way to the file, and the sum of their hashes, each of which begins with its index: the
+ * file has them in an order of its own. */
+typedef struct source {
+    const tpi_step *step;
+    uint64_t hash;
+} source;
+
 static tp_status produce(void *user, size_t index, tpi_st_sink *sink) {
-    const tp_tensor *tensor = tensor_at(user, index);
+    source *from = user;
+    const tp_tensor *tensor = tensor_at(from->step, index);
     size_t bytes = (size_t)tp_tensor_count(tensor) * sizeof(float);
     void *values = tpi_malloc(bytes);
     if (!values) return TP_ENOMEM;
     tp_status status = tp_tensor_read(tensor, TP_F32, values, bytes);
+    if (status == TP_OK) from->hash += tpi_hash_bytes(index, values, bytes);
     if (status == TP_OK) status = tpi_st_sink_write(sink, values, bytes);
     tpi_free(values);
     return status;
@@ -230,12 +246,14 @@ static tpi_st_tensor *make_table(const tpi_step *step, size_t *count) {
     return table;
 }
 
-static tp_status write_tensors(const tp_trainer *t, const char *directory) {
+static tp_status write_tensors(const tp_trainer *t, const char *directory, uint64_t *hash) {
+    source from = {t->step, 0};
     size_t count;
     tpi_st_tensor *table = make_table(t->step, &count);
     char *path = tpi_path_join(directory, "state.safetensors");
     tp_status status =
-        table && path ? tpi_safetensors_write_from(path, table, count, NULL, 0, produce, t->step) : TP_ENOMEM;
+        table && path ? tpi_safetensors_write_from(path, table, count, NULL, 0, produce, &from) : TP_ENOMEM;
+    *hash = from.hash;
     tpi_free(path);
     free_table(table, count);
     return status;
@@ -251,11 +269,21 @@ static tp_status check_tensor(const tpi_safetensors *st, const char *path, const
                : tpi_fail(TP_EFORMAT, "%s: %s has another dtype or shape than the model", path, wanted->name);
 }
 
+/* Nothing is restored of a file that is not what was written. */
 static tp_status restore_tensors(tp_trainer *t, const tpi_safetensors *st, const char *path,
-                                 const tpi_st_tensor *table, size_t count) {
+                                 const tpi_st_tensor *table, size_t count, uint64_t wanted) {
+    uint64_t hash = 0;
+    hash_text text[2];
     if (tpi_safetensors_count(st) != count)
         return tpi_fail(TP_EFORMAT, "%s: %zu tensors, expected %zu", path, tpi_safetensors_count(st), count);
-    for (size_t i = 0; i < count; i++) TPI_TRY(check_tensor(st, path, &table[i]));
+    for (size_t i = 0; i < count; i++) {
+        TPI_TRY(check_tensor(st, path, &table[i]));
+        const tpi_st_tensor *found = tpi_safetensors_find(st, table[i].name);
+        hash += tpi_hash_bytes(i, found->data, found->bytes);
+    }
+    if (hash != wanted)
+        return tpi_fail(TP_EFORMAT, "%s: damaged: hash %s, expected %s; resume an earlier checkpoint", path,
+                        hex(hash, text[0]), hex(wanted, text[1]));
     for (size_t i = 0; i < count; i++) {
         const tpi_st_tensor *found = tpi_safetensors_find(st, table[i].name);
         TPI_TRY(tp_tensor_write(tensor_at(t->step, i), found->data, found->bytes));
@@ -263,13 +291,13 @@ static tp_status restore_tensors(tp_trainer *t, const tpi_safetensors *st, const
     return TP_OK;
 }
 
-static tp_status read_tensors(tp_trainer *t, const char *directory) {
+static tp_status read_tensors(tp_trainer *t, const char *directory, uint64_t hash) {
     size_t count;
     tpi_safetensors *st = NULL;
     tpi_st_tensor *table = make_table(t->step, &count);
     char *path = tpi_path_join(directory, "state.safetensors");
     tp_status status = table && path ? tpi_safetensors_open(path, &st) : TP_ENOMEM;
-    if (status == TP_OK) status = restore_tensors(t, st, path, table, count);
+    if (status == TP_OK) status = restore_tensors(t, st, path, table, count, hash);
     tpi_safetensors_release(st);
     tpi_free(path);
     free_table(table, count);
@@ -386,8 +414,9 @@ tp_status tpi_checkpoint_clean(const tp_trainer *t) {
 static tp_status save_as(const tp_trainer *t, const char *path) {
     tpi_atomic_dir *dir;
     TPI_TRY(tpi_atomic_dir_open(path, &dir));
-    tp_status status = write_tensors(t, tpi_atomic_dir_path(dir));
-    if (status == TP_OK) status = write_state(t, tpi_atomic_dir_path(dir));
+    uint64_t hash = 0;
+    tp_status status = write_tensors(t, tpi_atomic_dir_path(dir), &hash);
+    if (status == TP_OK) status = write_state(t, tpi_atomic_dir_path(dir), hash);
     if (status == TP_OK) return tpi_atomic_dir_commit(dir);
     tpi_atomic_dir_abort(dir);
     return status;
@@ -412,10 +441,11 @@ tp_status tpi_checkpoint_save(tp_trainer *t) {
 
 tp_status tpi_checkpoint_load(tp_trainer *t, const char *path) {
     tpi_state state;
+    uint64_t tensors = 0;
     char *kept = tpi_strdup(path);
     if (!kept) return TP_ENOMEM;
-    tp_status status = read_state(t, path, &state);
-    if (status == TP_OK) status = read_tensors(t, path);
+    tp_status status = read_state(t, path, &state, &tensors);
+    if (status == TP_OK) status = read_tensors(t, path, tensors);
     if (status == TP_OK) status = tpi_order_seek(&t->order, state.epoch, state.epoch_step);
     if (status != TP_OK) {
         tpi_free(kept);

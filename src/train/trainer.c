@@ -40,15 +40,6 @@ static tp_status load_model(tp_trainer *t) {
 
 #define SAMPLE ((int64_t)1024) /* elements of a tensor's beginning and end that its hash reads */
 
-static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes) {
-    for (size_t at = 0; at < bytes; at += 8) {
-        uint64_t word = 0;
-        memcpy(&word, (const char *)data + at, bytes - at < 8 ? bytes - at : 8);
-        hash = tpi_hash_mix(hash, word);
-    }
-    return hash;
-}
-
 /* Mixes in elements `begin` ... begin + n - 1 rounded to bf16, so that a model has one hash whatever it is
  * held in. */
 static tp_status hash_elements(const tp_tensor *tensor, int64_t begin, int64_t n, uint64_t *hash) {
@@ -58,7 +49,7 @@ static tp_status hash_elements(const tp_tensor *tensor, int64_t begin, int64_t n
     uint16_t rounded[SAMPLE];
     TPI_TRY(tpi_tensor_peek(tensor, (size_t)begin * size, (size_t)n * size, held));
     for (int64_t i = 0; i < n; i++) tpi_store_f32(rounded, TP_BF16, i, tpi_load_f32(held, dtype, i));
-    *hash = hash_bytes(*hash, rounded, (size_t)n * sizeof *rounded);
+    *hash = tpi_hash_bytes(*hash, rounded, (size_t)n * sizeof *rounded);
     return TP_OK;
 }
 
@@ -70,8 +61,9 @@ static tp_status hash_model(const tp_model *model, uint64_t *out) {
     for (int i = 0; i < count; i++) {
         const tp_tensor *tensor = parameters[i].tensor;
         const int64_t elements = tp_tensor_count(tensor), sample = elements < SAMPLE ? elements : SAMPLE;
-        hash = hash_bytes(hash, parameters[i].name, strlen(parameters[i].name));
-        hash = hash_bytes(hash, tp_tensor_shape(tensor), (size_t)tp_tensor_rank(tensor) * sizeof(int64_t));
+        hash = tpi_hash_bytes(hash, parameters[i].name, strlen(parameters[i].name));
+        hash =
+            tpi_hash_bytes(hash, tp_tensor_shape(tensor), (size_t)tp_tensor_rank(tensor) * sizeof(int64_t));
         TPI_TRY(hash_elements(tensor, 0, sample, &hash));
         TPI_TRY(hash_elements(tensor, elements - sample, sample, &hash));
     }
