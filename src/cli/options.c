@@ -15,8 +15,9 @@ typedef struct parse {
     void *values;
     bool *given;
     bool help;
-    int next; /* the argument behind the one that argp refused */
-    int code; /* of the error that was explained; 0: none */
+    int next;               /* the argument behind the one that argp refused */
+    const option_row *bare; /* the option just before, where it came without the value that it may have */
+    int code;               /* of the error that was explained; 0: none */
 } parse;
 
 /* ---- names ---- */
@@ -119,6 +120,13 @@ static struct argp_option *make_options(const option_table *table, const void *d
 
 /* ---- parsing ---- */
 
+static int unexpected(const parse *p, const char *text) {
+    const char *command = p->table->command;
+    if (!p->bare) return cli_fail(EXIT_USAGE, "%s: unexpected argument \"%s\"", command, text);
+    return cli_fail(EXIT_USAGE, "%s: unexpected argument \"%s\"; did you mean --%s=%s?", command, text,
+                    p->bare->name, text);
+}
+
 static int set_from_line(parse *p, const option_row *row, const char *text) {
     p->given[row - p->table->rows] = true;
     return option_set(row, p->values, cli_asprintf("--%s", row->name), text ? text : row->bare);
@@ -133,12 +141,12 @@ static error_t take(int key, char *text, struct argp_state *state) {
     if (key == ARGP_KEY_ARG) {
         const char *positional = p->table->positional;
         if (positional) row = option_find(p->table, positional, strlen(positional));
-        if (!row || p->given[row - p->table->rows])
-            p->code = cli_fail(EXIT_USAGE, "%s: unexpected argument \"%s\"", p->table->command, text);
+        if (!row || p->given[row - p->table->rows]) p->code = unexpected(p, text);
     } else {
         row = row_of(p->table, key);
         if (!row) return ARGP_ERR_UNKNOWN;
     }
+    p->bare = text ? NULL : row;
     if (p->code == 0) p->code = set_from_line(p, row, text);
     return p->code ? EINVAL : 0;
 }
@@ -177,7 +185,7 @@ int options_parse(const option_table *table, int argc, char **argv, void *values
     parse p = {.table = table, .values = values, .given = cli_alloc(table->count, sizeof *p.given)};
     struct argp argp = {.options = make_options(table, values), .parser = take, .doc = table->summary};
     if (table->positional) argp.args_doc = "[MODEL]";
-    if (argp_parse(&argp, argc, argv, ARGP_SILENT, NULL, &p) != 0 && p.code == 0 && !p.help)
+    if (argp_parse(&argp, argc, argv, ARGP_SILENT | ARGP_IN_ORDER, NULL, &p) != 0 && p.code == 0 && !p.help)
         p.code = explain(table, argv[p.next > 1 && p.next <= argc ? p.next - 1 : argc - 1]);
     if (p.code) return p.code;
     if (p.help) {

@@ -201,40 +201,10 @@ static tp_status pointwise(const tpi_launch *launch) {
     return TP_OK;
 }
 
-#define POINTWISE(NAME)                                                                                      \
-    {                                                                                                        \
-        TPI_##NAME, {                                                                                        \
-            "reference", pointwise, NULL, NULL                                                               \
-        }                                                                                                    \
-    }
-
 const tpi_kernel_entry tpi_reference_pointwise[] = {
-    POINTWISE(NEG),
-    POINTWISE(EXP),
-    POINTWISE(LOG),
-    POINTWISE(SQRT),
-    POINTWISE(RSQRT),
-    POINTWISE(TANH),
-    POINTWISE(SIGMOID),
-    POINTWISE(RELU),
-    POINTWISE(SILU),
-    POINTWISE(GELU),
-    POINTWISE(GELU_TANH),
-    POINTWISE(MUL_SCALAR),
-    POINTWISE(ADD_SCALAR),
-    POINTWISE(ADD),
-    POINTWISE(SUB),
-    POINTWISE(MUL),
-    POINTWISE(DIV),
-    POINTWISE(MINIMUM),
-    POINTWISE(MAXIMUM),
-    POINTWISE(COMPARE),
-    POINTWISE(WHERE),
-    POINTWISE(CAST),
-    POINTWISE(SILU_MUL),
-    POINTWISE(SILU_GRAD),
-    POINTWISE(GELU_GRAD),
-    POINTWISE(GELU_TANH_GRAD),
-    POINTWISE(POINTWISE_CHAIN),
+#define OP(NAME, ...)
+#define POINTWISE_OP(NAME, ...) {TPI_##NAME, {"reference", pointwise, NULL, NULL}},
+#include "ops/ops.def"
+#undef OP
     TPI_KERNELS_END,
 };
