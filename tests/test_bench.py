@@ -8,7 +8,6 @@ build folder:
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -16,10 +15,7 @@ import unittest.mock as mock
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = Path(os.environ.get("TAPER_BUILD", ROOT / "build"))
-THREADS = (2,) if os.environ.get("TAPER_SANITIZE") else (1, 2)  # sanitized, a round of all works takes a minute
-sys.path.insert(0, str(ROOT / "bench"))
+from bench_programs import BUILD, folder_for, run, run_well
 
 import bench as driver
 import compare
@@ -28,22 +24,20 @@ import growth
 import report
 import works
 
+THREADS = (2,) if os.environ.get("TAPER_SANITIZE") else (1, 2)  # sanitized, a round of all works takes a minute
 
-def bench(out, *words):
-    command = [sys.executable, ROOT / "bench" / "bench.py", "--build", BUILD, "--out", out, *words]
-    return subprocess.run([str(w) for w in command], capture_output=True, text=True, cwd=ROOT)
+
+def bench(out, *words, run=run):
+    return run("bench.py", "--build", BUILD, "--out", out, *words)
 
 
 class ShortRunTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory(prefix="taper-bench-test-")
-        cls.addClassCleanup(cls.folder.cleanup)
-        cls.out = Path(cls.folder.name)
-        names = ["--with", "reference,torch", "--peers", str(cls.out / "none")]
-        cls.done = bench(cls.out, "--short", "--rounds", "1", "--threads", ",".join(map(str, THREADS)), *names)
-        if cls.done.returncode:
-            raise AssertionError(cls.done.stdout + cls.done.stderr)
+        cls.out = folder_for(cls)
+        words = ["--short", "--rounds", "1", "--threads", ",".join(map(str, THREADS))]
+        words += ["--with", "reference,torch", "--peers", cls.out / "none"]
+        cls.done = bench(cls.out, *words, run=run_well)
         cls.figures = json.loads((cls.out / "bench.json").read_text())
 
     def test_every_short_work_was_measured_on_each_number_of_threads(self):
@@ -143,17 +137,10 @@ class GrowthTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory(prefix="taper-bench-test-")
-        cls.addClassCleanup(cls.folder.cleanup)
-        cls.out = Path(cls.folder.name)
-        command = [sys.executable, ROOT / "bench" / "growth.py", "--build", BUILD, "--out", cls.out, "--most", "256"]
-        command += [*cls.SMALL, "--turns", "2", "--rounds", "1", "--with", "reference"]
-        command += [word for name in cls.AXES for word in ("--axis", name)]
-        suppressions = f"suppressions={ROOT}/tests/lsan.supp:print_suppressions=0"  # plots go through fontconfig
-        environment = {"LSAN_OPTIONS": suppressions, **os.environ}
-        done = subprocess.run([str(w) for w in command], capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise AssertionError(done.stdout + done.stderr)
+        cls.out = folder_for(cls)
+        words = ["--build", BUILD, "--out", cls.out, "--most", "256", *cls.SMALL, "--turns", "2", "--rounds", "1"]
+        words += [word for name in cls.AXES for word in ("--axis", name)]
+        run_well("growth.py", *words, "--with", "reference")
         cls.figures = json.loads((cls.out / "growth.json").read_text())
 
     def test_every_axis_grows_and_every_point_is_measured_and_right(self):

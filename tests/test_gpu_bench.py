@@ -5,19 +5,13 @@ library only; TAPER_BUILD names the build directory.
 """
 
 import json
-import os
 import subprocess
-import sys
-import tempfile
 import unittest
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = Path(os.environ.get("TAPER_BUILD", ROOT / "build"))
-sys.path[:0] = [str(ROOT / "bench" / "gpu"), str(ROOT / "bench")]
+from bench_programs import BUILD, folder_for, run_well
 
-import rows  # noqa: E402
-import tables  # noqa: E402
+import rows
+import tables
 
 GPU_OPS = BUILD / "bench" / "gpu_ops"
 
@@ -25,17 +19,8 @@ GPU_OPS = BUILD / "bench" / "gpu_ops"
 class SmallRunTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory(prefix="taper-gpu-bench-test-")
-        cls.addClassCleanup(cls.folder.cleanup)
-        cls.out = Path(cls.folder.name)
-        command = [sys.executable, ROOT / "bench" / "gpu" / "run.py", "--small", "--bin", BUILD / "bench"]
-        suppressions = f"suppressions={ROOT}/tests/lsan.supp:print_suppressions=0"  # plots go through fontconfig
-        environment = {"LSAN_OPTIONS": suppressions, **os.environ}
-        done = subprocess.run(
-            [str(w) for w in (*command, "--out", cls.out)], capture_output=True, text=True, env=environment
-        )
-        if done.returncode:
-            raise AssertionError(done.stdout + done.stderr)
+        cls.out = folder_for(cls)
+        run_well("gpu/run.py", "--small", "--bin", BUILD / "bench", "--out", cls.out)
         cls.found = json.loads((cls.out / "gpu.json").read_text())
 
     def test_every_part_was_measured(self):

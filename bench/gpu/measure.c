@@ -174,7 +174,7 @@ static void quartiles(double *samples, int n, double out[3]) {
 }
 
 static double call_seconds(recording *r, const kind *k) {
-    double samples[CALLS], total = 0;
+    double samples[CALLS], total = 0, quarters[3];
     int n = 0;
     for (int warm = 3; n < CALLS && (n < 3 || total < CALL_SECONDS); warm--) {
         const double start = clock_seconds();
@@ -186,8 +186,8 @@ static double call_seconds(recording *r, const kind *k) {
         n += warm <= 0;
         recording_release(r, results);
     }
-    qsort(samples, (size_t)n, sizeof *samples, ascending);
-    return samples[n / 2];
+    quartiles(samples, n, quarters);
+    return quarters[1];
 }
 
 /* The kernels of the plan, each once: "rms_norm/cuda softmax/cuda". */

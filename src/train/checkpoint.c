@@ -259,9 +259,11 @@ static tp_status write_tensors(const tp_trainer *t, const char *directory, uint6
     return status;
 }
 
-static tp_status check_tensor(const tpi_safetensors *st, const char *path, const tpi_st_tensor *wanted) {
-    const tpi_st_tensor *found;
-    TPI_TRY(tpi_safetensors_get(st, wanted->name, &found));
+/* The file's tensor of that name, if it is like the wanted one. */
+static tp_status find_tensor(const tpi_safetensors *st, const char *path, const tpi_st_tensor *wanted,
+                             const tpi_st_tensor **out) {
+    TPI_TRY(tpi_safetensors_get(st, wanted->name, out));
+    const tpi_st_tensor *found = *out;
     bool same = found->dtype == TPI_ST_F32 && found->rank == wanted->rank;
     for (int d = 0; same && d < found->rank; d++) same = found->shape[d] == wanted->shape[d];
     return same
@@ -272,20 +274,20 @@ static tp_status check_tensor(const tpi_safetensors *st, const char *path, const
 /* Nothing is restored of a file that is not what was written. */
 static tp_status restore_tensors(tp_trainer *t, const tpi_safetensors *st, const char *path,
                                  const tpi_st_tensor *table, size_t count, uint64_t wanted) {
+    const tpi_st_tensor *found;
     uint64_t hash = 0;
     hash_text text[2];
     if (tpi_safetensors_count(st) != count)
         return tpi_fail(TP_EFORMAT, "%s: %zu tensors, expected %zu", path, tpi_safetensors_count(st), count);
     for (size_t i = 0; i < count; i++) {
-        TPI_TRY(check_tensor(st, path, &table[i]));
-        const tpi_st_tensor *found = tpi_safetensors_find(st, table[i].name);
+        TPI_TRY(find_tensor(st, path, &table[i], &found));
         hash += tpi_hash_bytes(i, found->data, found->bytes);
     }
     if (hash != wanted)
         return tpi_fail(TP_EFORMAT, "%s: damaged: hash %s, expected %s; resume an earlier checkpoint", path,
                         hex(hash, text[0]), hex(wanted, text[1]));
     for (size_t i = 0; i < count; i++) {
-        const tpi_st_tensor *found = tpi_safetensors_find(st, table[i].name);
+        found = tpi_safetensors_find(st, table[i].name);
         TPI_TRY(tp_tensor_write(tensor_at(t->step, i), found->data, found->bytes));
     }
     return TP_OK;
