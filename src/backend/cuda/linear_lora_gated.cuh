@@ -21,6 +21,7 @@ struct gate_gradients {
 #pragma unroll 1
         for (int c = 0; c < L::columns; c += tile_inner, at.next()) {
             barrier_wait(at.empty(), at.parity ^ 1);
+            if (!elected()) continue;
             barrier_expect(at.full(), 2 * L::x_bytes);
             copy_box(at.data(), &gate, column0 + c, row, at.full());
             copy_box(at.data() + L::x_bytes, &up, column0 + c, row, at.full());

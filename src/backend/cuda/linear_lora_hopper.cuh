@@ -18,9 +18,9 @@
  * its columns from each, and b has zeros where the other's ranks are; gate and up of an MLP end in silu·mul.
  * Of a sum the layers' inner dimensions follow each other, and a has these zeros.
  *
- * A block keeps a processor to itself: one thread fetches, three warps prepare h, two warpgroups multiply,
- * each 64 of 128 rows; they meet in a ring of stages in shared memory. Blocks form pairs, one tile below the
- * other, and each fetches one half of w's tile for both. */
+ * A block keeps a processor to itself: one warp fetches, three prepare h, two warpgroups multiply, each 64 of
+ * 128 rows; they meet in a ring of stages in shared memory. Blocks form pairs, one tile below the other, and
+ * each fetches one half of w's tile for both. */
 #ifndef TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
 #define TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
 
@@ -33,7 +33,7 @@ namespace {
 
 constexpr int preparers = group - 32;
 constexpr int pairs_together = 8; /* pairs of row blocks that share w's tiles in the second-level cache */
-constexpr int lead = 8;           /* steps: by so many a maker brings its slice forward */
+constexpr int published = 2;      /* the numbered barrier behind a warpgroup's own at which it has published */
 
 /* Behind the stages lies h, then the barriers: of each stage, and of h. */
 template <class L> struct ring : stage_ring<L::stages, L::stage_bytes> {
@@ -65,62 +65,89 @@ __device__ __forceinline__ tile tile_of(const lora_job &p, int i) {
 }
 
 /* The steps [begin, end) in which a tile multiplies by a, too. They come `early` steps before their turn, so
- * that the last slice of h is there when the other tiles need it. */
+ * that the last slice of h is there when the other tiles need it: the more makers, the longer it takes to add
+ * their parts. No more, for tiles that go through x in different orders share less of the second cache. */
 struct slice {
     int begin, end, early;
-    __device__ int step(int i) const {
-        if (i < begin - early || i >= end) return i;
-        return i < end - early ? i + early : i - (end - begin);
-    }
 };
 
 __device__ __forceinline__ slice slice_of(const lora_job &p, int i) {
     if (i >= p.pairs * p.makers) return {0, 0, 0};
     const int column = tile_of(p, i).column;
     const int begin = p.steps * column / p.makers, end = p.steps * (column + 1) / p.makers;
-    return {begin, end, min(begin, lead)};
+    return {begin, end, min(begin, max(8, 2 * p.makers))};
 }
 
-/* ---- fetching: one thread ---- */
+/* ---- fetching: one warp ---- */
 
-/* Fetches this block's half of a tile of w, or of b, which begins at `column`, for both blocks of the pair.
- */
+/* Where a block's tile of y lies. */
+struct place {
+    int row, column; /* the first of x; of the block's half of w */
+    int rank;        /* of the block in its pair */
+};
+
+template <class L> __device__ __forceinline__ place place_of(const lora_job &p, const tile &t) {
+    const int rank = cluster_rank();
+    const int column = p.twins ? t.column * L::half_columns : t.column * L::columns + rank * L::half_columns;
+    return {(2 * t.pair + rank) * tile_rows, column, rank};
+}
+
+/* Fetches this block's half of a tile of w, or of b, for both blocks of the pair. */
 template <class L>
-__device__ __forceinline__ void fetch_half(const ring<L> &at, const CUtensorMap *map, int inner, int column,
-                                           int rank) {
-    const uint32_t to = at.data() + L::x_bytes + rank * (L::w_bytes / 2);
+__device__ __forceinline__ void fetch_half(const ring<L> &at, const CUtensorMap *map, int inner,
+                                           const place &of) {
+    const uint32_t to = at.data() + L::x_bytes + of.rank * (L::w_bytes / 2);
 #pragma unroll
     for (int i = 0; i < L::half_boxes; i++)
-        copy_box(to + i * 8192, map, L::outer_w ? column + i * 64 : inner, L::outer_w ? inner : column,
-                 at.full(), 3);
+        copy_box(to + i * 8192, map, L::outer_w ? of.column + i * 64 : inner,
+                 L::outer_w ? inner : of.column, at.full(), 3);
+}
+
+/* The steps [from, to) of a tile, of a, too, if WITH_A. How long a free stage waits for its copies is what the
+ * ring has to bridge: what can be is done outside the loop, and by the warp as one, not by a lane. */
+template <bool WITH_A, class L>
+__device__ __forceinline__ void fetch_steps(const tile_maps &maps, const lora_job &p, ring<L> &at,
+                                            const place &of, int from, int to) {
+    for (int layer = 0; from < to; layer++) {
+        const int begin = layer > 0 ? p.end[layer - 1] : 0, end = min(to, p.end[layer]);
+        const CUtensorMap *x = &maps.x[layer], *w = &maps.w[p.twins ? of.rank : layer];
+#pragma unroll 1
+        for (; from < end; from++, at.next()) {
+            const int inner = (from - begin) * tile_inner;
+            barrier_wait(at.empty(), at.parity ^ 1);
+            if (!elected()) continue;
+            barrier_expect(at.full(), L::x_bytes + L::w_bytes + (WITH_A ? L::a_bytes : 0));
+            copy_box(at.data(), x, inner, of.row, at.full());
+            fetch_half(at, w, inner, of);
+            if (WITH_A)
+                copy_box(at.data() + L::x_bytes + L::w_bytes, &maps.a, from * tile_inner, 0, at.full());
+        }
+    }
+}
+
+template <class L>
+__device__ __forceinline__ void fetch_b(const tile_maps &maps, const lora_job &p, ring<L> &at,
+                                        const place &of) {
+    for (int c = 0; c < p.h_columns; c += tile_inner, at.next()) {
+        barrier_wait(at.empty(), at.parity ^ 1);
+        if (!elected()) continue;
+        barrier_expect(at.full(), L::w_bytes);
+        fetch_half(at, &maps.b[p.twins ? of.rank : 0], c, of);
+    }
 }
 
 template <class L, class Ending>
 __device__ void fetch(const tile_maps &maps, const lora_job &p, ring<L> at, const Ending &ending) {
-    const int rank = cluster_rank();
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2) {
         const tile t = tile_of(p, i);
         const slice made = slice_of(p, i);
-        const int row = (2 * t.pair + rank) * tile_rows, half = p.twins ? rank : 0;
-        const int column =
-            p.twins ? t.column * L::half_columns : t.column * L::columns + rank * L::half_columns;
-        for (int j = 0; j < p.steps; j++, at.next()) {
-            const int step = made.step(j), layer = (step >= p.end[0]) + (step >= p.end[1]);
-            const int k = (step - (layer > 0 ? p.end[layer - 1] : 0)) * tile_inner;
-            const bool with_a = step >= made.begin && step < made.end;
-            barrier_wait(at.empty(), at.parity ^ 1);
-            barrier_expect(at.full(), L::x_bytes + L::w_bytes + (with_a ? L::a_bytes : 0));
-            copy_box(at.data(), &maps.x[layer], k, row, at.full());
-            fetch_half(at, &maps.w[p.twins ? rank : layer], k, column, rank);
-            if (with_a)
-                copy_box(at.data() + L::x_bytes + L::w_bytes, &maps.a, step * tile_inner, 0, at.full());
-        }
-        for (int c = 0; c < p.h_columns; c += tile_inner, at.next()) {
-            barrier_wait(at.empty(), at.parity ^ 1);
-            barrier_expect(at.full(), L::w_bytes);
-            fetch_half(at, &maps.b[half], c, column, rank);
-        }
-        if constexpr (Ending::reads) ending.fetch(at, row, t.column * L::columns);
+        const place of = place_of<L>(p, t);
+        fetch_steps<false>(maps, p, at, of, 0, made.begin - made.early);
+        fetch_steps<true>(maps, p, at, of, made.begin, made.end);
+        fetch_steps<false>(maps, p, at, of, made.begin - made.early, made.begin);
+        fetch_steps<false>(maps, p, at, of, made.end, p.steps);
+        fetch_b(maps, p, at, of);
+        if constexpr (Ending::reads) ending.fetch(at, of.row, t.column * L::columns);
     }
 }
 
@@ -219,6 +246,16 @@ template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int m
     }
 }
 
+/* Says for a maker's warpgroups that they have published: they go on multiplying. */
+__device__ __forceinline__ void tell_published(const lora_job &p, int block) {
+#pragma unroll
+    for (int g = 1; g <= 2; g++) {
+        numbered_sync(published + g, group + 32);
+        if (elected())
+            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.ready + block) : "memory");
+    }
+}
+
 template <class L> __device__ void prepare(const lora_job &p, const ring<L> &at) {
     const int mine = (int)threadIdx.x - 32;
     uint32_t parity = 0;
@@ -226,6 +263,7 @@ template <class L> __device__ void prepare(const lora_job &p, const ring<L> &at)
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
         const tile t = tile_of(p, i);
         const int block = 2 * t.pair + cluster_rank();
+        if (i < p.pairs * p.makers && mine < 32) tell_published(p, block);
         await(p.ready + block, 2 * p.makers);
         barrier_wait(at.h_empty(), parity ^ 1);
         sum_parts<L>(p, at.h(), block, mine, t.column == 0);
@@ -280,7 +318,7 @@ __device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h
     if (used) release(used);
 }
 
-/* Writes a maker's part of h of the warpgroup's rows, and says so. */
+/* Writes a maker's part of h of the warpgroup's rows. */
 template <class L> __device__ void publish(const lora_job &p, const float (&h)[L::ranks], const tile &t) {
     const int lane = threadIdx.x % 32, block = 2 * t.pair + cluster_rank();
     const int row = block * tile_rows + ((int)threadIdx.x - group) / 32 * 16 + lane / 4;
@@ -292,9 +330,7 @@ template <class L> __device__ void publish(const lora_job &p, const float (&h)[L
             const float *high = h + 4 * j + 2 * half, *low = high + L::ranks / 2;
             *(float2 *)(to + half * 8 * L::ranks + 8 * j) = {high[0] + low[0], high[1] + low[1]};
         }
-    warpgroup_sync(threadIdx.x / group);
-    if (threadIdx.x % group == 0)
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.ready + block) : "memory");
+    numbered_arrive(published + (int)threadIdx.x / group, group + 32);
 }
 
 /* `ending` takes a warpgroup's 64 rows of a tile from its registers; what it reads itself comes through the
@@ -350,10 +386,13 @@ __global__ __launch_bounds__(threads, 1) void tile_kernel(const __grid_constant_
     }
     cluster_sync();
     wait_for_previous();
-    if (threadIdx.x < group) {
+    const int warp = warp_number();
+    if (warp < group / 32) {
         fewer_registers<104>();
-        if (threadIdx.x == 0) fetch(maps, p, at, ending);
-        if (threadIdx.x >= 32 && p.rank > 0) prepare(p, at);
+        if (warp == 0)
+            fetch(maps, p, at, ending);
+        else if (p.rank > 0)
+            prepare(p, at);
     } else {
         more_registers<200>();
         make_tiles(p, at, ending);
