@@ -1,192 +1,14 @@
-/* Storages and tensors: creation, views, reading and writing. */
+/* Tensors: creation, views, reading and writing. */
 #include "core/tensor.h"
 #include "core/alloc.h"
 #include "core/convert.h"
 #include "core/error.h"
 #include "core/random.h"
-#include "taper/graph.h"
 
 #include <math.h>
-#include <pthread.h>
-#include <stdio.h>
+#include <string.h>
 
-/* ---- dtypes and shapes ---- */
-
-const char *tp_dtype_name(tp_dtype dtype) {
-    static const char *const names[] = {
-#define X(name, text, bytes) text,
-        TP_DTYPE_LIST(X)
-#undef X
-    };
-    return (unsigned)dtype < TP_DTYPE_COUNT ? names[dtype] : "?";
-}
-
-size_t tp_dtype_size(tp_dtype dtype) {
-    static const uint8_t sizes[] = {
-#define X(name, text, bytes) bytes,
-        TP_DTYPE_LIST(X)
-#undef X
-    };
-    return (unsigned)dtype < TP_DTYPE_COUNT ? sizes[dtype] : 0;
-}
-
-char *tpi_shape_text(int rank, const int64_t *shape, char text[TPI_SHAPE_TEXT]) {
-    size_t used = 0;
-    text[used++] = '[';
-    for (int d = 0; d < rank; d++) {
-        int n = snprintf(text + used, TPI_SHAPE_TEXT - used, d ? ", %lld" : "%lld", (long long)shape[d]);
-        used += (size_t)n;
-        if (used >= TPI_SHAPE_TEXT - 1) return text;
-    }
-    text[used] = ']';
-    text[used + 1] = 0;
-    return text;
-}
-
-tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64_t *shape, int64_t *count,
-                          size_t *bytes) {
-    int64_t n = 1, span = 1; /* span: the product with sizes of 0 left out, so that strides cannot overflow */
-    if ((unsigned)dtype >= TP_DTYPE_COUNT)
-        return tpi_fail(TP_EINVAL, "%s: dtype %d does not exist", who, (int)dtype);
-    if (rank < 0 || rank > TP_MAX_RANK)
-        return tpi_fail(TP_ESHAPE, "%s: rank %d, expected 0 to %d", who, rank, TP_MAX_RANK);
-    if (rank > 0 && !shape) return tpi_fail(TP_EINVAL, "%s: shape is NULL", who);
-    for (int d = 0; d < rank; d++) {
-        if (shape[d] < 0)
-            return tpi_fail(TP_ESHAPE, "%s: size %lld of dimension %d is negative", who, (long long)shape[d],
-                            d);
-        n *= shape[d] != 0;
-        if (shape[d] && __builtin_mul_overflow(span, shape[d], &span))
-            return tpi_fail(TP_ESHAPE, "%s: the shape's product overflows", who);
-    }
-    n *= span;
-    int64_t total;
-    if (__builtin_mul_overflow(span, (int64_t)tp_dtype_size(dtype), &total))
-        return tpi_fail(TP_ESHAPE, "%s: %lld elements of %s overflow", who, (long long)span,
-                        tp_dtype_name(dtype));
-    if (count) *count = n;
-    if (bytes) *bytes = (size_t)n * tp_dtype_size(dtype);
-    return TP_OK;
-}
-
-void tpi_row_major(int rank, const int64_t *shape, int64_t *stride) {
-    int64_t step = 1;
-    for (int d = rank - 1; d >= 0; d--) {
-        stride[d] = step;
-        step *= shape[d] ? shape[d] : 1;
-    }
-}
-
-bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride) {
-    int64_t step = 1;
-    for (int d = rank - 1; d >= 0; d--) {
-        if (shape[d] == 0) return true;
-        if (shape[d] != 1 && stride[d] != step) return false;
-        step *= shape[d];
-    }
-    return true;
-}
-
-/* ---- the device's memory ---- */
-
-tp_status tpi_device_write(tp_device *device, void *to, const void *from, size_t bytes) {
-    if (bytes == 0) return TP_OK;
-    if (from) return tpi_device_write_pieces(device, to, &(tpi_piece){0, from, bytes}, 1);
-    if (device->calls) return device->calls->clear(device->state, to, bytes);
-    memset(to, 0, bytes);
-    return TP_OK;
-}
-
-tp_status tpi_device_write_pieces(tp_device *device, void *to, const tpi_piece *pieces, int n) {
-    if (device->calls) return device->calls->write(device->state, to, pieces, n);
-    for (int i = 0; i < n; i++) memcpy((char *)to + pieces[i].at, pieces[i].from, pieces[i].bytes);
-    return TP_OK;
-}
-
-tp_status tpi_device_read(tp_device *device, void *to, const void *from, size_t bytes, uint64_t mark) {
-    if (device->calls) return device->calls->read(device->state, to, from, bytes, mark);
-    if (bytes) memcpy(to, from, bytes);
-    return TP_OK;
-}
-
-/* To be called behind a write to the storage's memory: what reads it waits for that. */
-static void note_written(tpi_storage *storage) {
-    const tp_device *device = storage->device;
-    if (device->calls) storage->mark = device->calls->mark(device->state);
-}
-
-static tp_status write_storage(tpi_storage *storage, void *to, const void *from, size_t bytes) {
-    TPI_TRY(tpi_device_write(storage->device, to, from, bytes));
-    note_written(storage);
-    return TP_OK;
-}
-
-int64_t tpi_span(int rank, const int64_t *shape, const int64_t *stride) {
-    int64_t last = 0;
-    for (int d = 0; d < rank; d++) {
-        if (shape[d] == 0) return 0;
-        last += (shape[d] - 1) * stride[d];
-    }
-    return last + 1;
-}
-
-/* ---- storages ---- */
-
-static void init_storage(tpi_storage *storage, tp_device *device, size_t bytes) {
-    memset(storage, 0, offsetof(tpi_storage, first));
-    atomic_init(&storage->references, 1);
-    storage->device = device;
-    storage->bytes = bytes;
-}
-
-/* Storages are made by every evaluation: malloc serves them from the thread's own list, calloc would not. */
-tp_status tpi_storage_create(tp_device *device, size_t bytes, tpi_storage **out) {
-    *out = NULL;
-    tpi_storage *storage = tpi_malloc(sizeof *storage);
-    if (!storage) return TP_ENOMEM;
-    init_storage(storage, device, bytes);
-    tp_status status = tpi_memory_take(device->memory, bytes, &storage->data);
-    if (status != TP_OK) {
-        tpi_free(storage);
-        return status;
-    }
-    *out = storage;
-    return TP_OK;
-}
-
-tpi_storage *tpi_storage_retain(tpi_storage *storage) {
-    atomic_fetch_add_explicit(&storage->references, 1, memory_order_relaxed);
-    return storage;
-}
-
-static void leave_group(tpi_state_group *group) {
-    if (group && atomic_fetch_sub_explicit(&group->members, 1, memory_order_acq_rel) == 1) tpi_free(group);
-}
-
-tp_status tpi_storage_join(tpi_storage *storage, tpi_state_group **group) {
-    tpi_state_group *none = NULL;
-    const bool made = !*group;
-    if (made && !(*group = tpi_calloc(1, sizeof **group))) return TP_ENOMEM;
-    atomic_fetch_add_explicit(&(*group)->members, 1, memory_order_relaxed);
-    if (atomic_compare_exchange_strong(&storage->group, &none, *group)) return TP_OK;
-    leave_group(*group); /* another program was first */
-    if (made) *group = NULL;
-    return TP_OK;
-}
-
-void tpi_storage_release(tpi_storage *storage) {
-    if (!storage || atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
-    tp_event_release(atomic_load(&storage->busy));
-    tp_event_release(atomic_load(&storage->lost));
-    leave_group(atomic_load_explicit(&storage->group, memory_order_relaxed));
-    if (!storage->foreign)
-        tpi_memory_give(storage->device->memory, storage->data, storage->bytes);
-    else if (storage->release)
-        storage->release(storage->user);
-    tpi_free(storage);
-}
-
-/* ---- tensors ---- */
+/* ---- creation ---- */
 
 tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
                         const int64_t *stride, size_t offset, tp_tensor **out) {
@@ -240,8 +62,8 @@ tp_status tp_tensor_from_data(tp_device *device, tp_dtype dtype, int rank, const
                               const void *data, tp_tensor **out) {
     if (!out) return tpi_fail(TP_EINVAL, "tp_tensor_from_data: out is NULL");
     TPI_TRY(tpi_tensor_create(device, dtype, rank, shape, out));
-    return release_unless(write_storage((*out)->storage, (*out)->storage->data, data,
-                                        (size_t)(*out)->count * tp_dtype_size(dtype)),
+    return release_unless(tpi_storage_write((*out)->storage, (*out)->storage->data, data,
+                                            (size_t)(*out)->count * tp_dtype_size(dtype)),
                           out);
 }
 
@@ -256,11 +78,8 @@ tp_status tp_tensor_from_memory(tp_device *device, tp_dtype dtype, int rank, con
     TPI_TRY(tpi_check_shape("tp_tensor_from_memory", dtype, rank, shape, NULL, &bytes));
     if ((uintptr_t)data % tp_dtype_size(dtype))
         return tpi_fail(TP_EINVAL, "tp_tensor_from_memory: data is not aligned to %s", tp_dtype_name(dtype));
-    tpi_storage *storage = tpi_malloc(sizeof *storage);
-    if (!storage) return TP_ENOMEM;
-    init_storage(storage, device, bytes);
-    storage->data = (void *)(uintptr_t)data; /* never written: assignment refuses foreign storage */
-    storage->foreign = true;
+    tpi_storage *storage;
+    TPI_TRY(tpi_storage_wrap(device, data, bytes, &storage));
     TPI_TRY(tpi_tensor_on(storage, dtype, rank, shape, NULL, 0, out));
     storage->release = release;
     storage->user = user;
@@ -285,8 +104,8 @@ static tp_status end_filling(filling *f, tp_tensor **out) {
     tp_status status = TP_OK;
     *out = f->tensor;
     if (!tpi_is_host(f->tensor->storage->device)) {
-        status = write_storage(f->tensor->storage, f->tensor->storage->data, f->data,
-                               (size_t)f->tensor->count * tp_dtype_size(f->tensor->dtype));
+        status = tpi_storage_write(f->tensor->storage, f->tensor->storage->data, f->data,
+                                   (size_t)f->tensor->count * tp_dtype_size(f->tensor->dtype));
         tpi_free(f->data);
     }
     return release_unless(status, out);
@@ -380,39 +199,8 @@ int64_t tp_tensor_size(const tp_tensor *tensor, int dim) {
 
 /* ---- reading and writing ---- */
 
-/* An event may be replaced by one thread while another is about to wait for it. */
-static pthread_mutex_t busy_lock = PTHREAD_MUTEX_INITIALIZER;
-
-void tpi_storage_set_busy(tpi_storage *storage, tp_event *event) {
-    pthread_mutex_lock(&busy_lock);
-    tp_event *old = atomic_exchange(&storage->busy, tpi_event_retain(event));
-    pthread_mutex_unlock(&busy_lock);
-    tp_event_release(old);
-}
-
-tp_status tpi_storage_check(tpi_storage *storage) {
-    tp_event *lost = atomic_load_explicit(&storage->lost, memory_order_acquire);
-    if (lost) return tp_event_wait(lost);
-    if (!atomic_load_explicit(&storage->unchecked, memory_order_relaxed)) return TP_OK;
-    TPI_TRY(storage->device->calls->wait(storage->device->state, tpi_storage_mark(storage)));
-    atomic_store_explicit(&storage->unchecked, false, memory_order_relaxed);
-    return TP_OK;
-}
-
-void tpi_storage_lose(tpi_storage *storage, tp_event *event) {
-    atomic_store_explicit(&storage->lost, tpi_event_retain(event), memory_order_release);
-}
-
 tp_status tpi_tensor_wait(const tp_tensor *tensor) {
-    tpi_storage *storage = tensor->storage;
-    if (atomic_load_explicit(&storage->busy, memory_order_relaxed)) {
-        pthread_mutex_lock(&busy_lock);
-        tp_event *event = tpi_event_retain(atomic_load(&storage->busy));
-        pthread_mutex_unlock(&busy_lock);
-        tp_event_wait(event); /* what failed may have read the tensor only */
-        tp_event_release(event);
-    }
-    return tpi_storage_check(storage);
+    return tpi_storage_wait(tensor->storage);
 }
 
 const void *tp_tensor_data(const tp_tensor *tensor) {
@@ -513,13 +301,11 @@ tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes) {
                         tensor->contiguous ? "memory of the caller" : "a strided view");
     tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
-    return write_storage(storage, tpi_tensor_pointer(tensor), data, bytes);
+    return tpi_storage_write(storage, tpi_tensor_pointer(tensor), data, bytes);
 }
 
 tp_status tpi_tensor_write_pieces(tp_tensor *tensor, const tpi_piece *pieces, int n) {
     tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
-    TPI_TRY(tpi_device_write_pieces(storage->device, tpi_tensor_pointer(tensor), pieces, n));
-    note_written(storage);
-    return TP_OK;
+    return tpi_storage_write_pieces(storage, tpi_tensor_pointer(tensor), pieces, n);
 }

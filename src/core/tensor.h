@@ -8,7 +8,7 @@
 
 #include "core/device.h"
 #include "core/event.h"
-#include "taper/tensor.h"
+#include "core/shape.h"
 
 #include <stdatomic.h>
 
@@ -54,6 +54,8 @@ struct tpi_storage {
 
 /* Memory with one reference and undefined contents. */
 tp_status tpi_storage_create(tp_device *device, size_t bytes, tpi_storage **out);
+/* The caller's memory, which is not given back; the caller of this sets release and user. */
+tp_status tpi_storage_wrap(tp_device *device, const void *data, size_t bytes, tpi_storage **out);
 tpi_storage *tpi_storage_retain(tpi_storage *storage);
 void tpi_storage_release(tpi_storage *storage); /* NULL does nothing */
 
@@ -72,6 +74,10 @@ static inline uint64_t tpi_storage_mark(const tpi_storage *s) {
 /* Makes a storage without a group a member of the new one *group, which is made at the first. */
 tp_status tpi_storage_join(tpi_storage *storage, tpi_state_group **group);
 
+/* tpi_device_write and tpi_device_write_pieces to a place in the storage: what reads it waits for that. */
+tp_status tpi_storage_write(tpi_storage *storage, void *to, const void *from, size_t bytes);
+tp_status tpi_storage_write_pieces(tpi_storage *storage, void *to, const tpi_piece *pieces, int n);
+
 /* A tensor on a storage; consumes one reference of it, also on failure. stride NULL: row-major. */
 tp_status tpi_tensor_on(tpi_storage *storage, tp_dtype dtype, int rank, const int64_t *shape,
                         const int64_t *stride, size_t offset, tp_tensor **out);
@@ -89,7 +95,9 @@ static inline void *tpi_tensor_pointer(const tp_tensor *t) {
     return (char *)t->storage->data + t->offset;
 }
 
-/* Waits for queued evaluations that use the tensor. Fails if the one that should have made it failed. */
+/* Waits for queued evaluations that use the storage, or the tensor's. Fails if the one that should have made
+ * it failed. */
+tp_status tpi_storage_wait(tpi_storage *storage);
 tp_status tpi_tensor_wait(const tp_tensor *tensor);
 
 /* The status of the evaluation that made the storage, which has ended, or is on a device with its own order:
@@ -103,28 +111,10 @@ void tpi_storage_lose(tpi_storage *storage, tp_event *event);
 /* Makes `event` the last evaluation that uses the storage. */
 void tpi_storage_set_busy(tpi_storage *storage, tp_event *event);
 
-/* TP_EINVAL or TP_ESHAPE unless dtype, rank and sizes are legal and count · size fits; `who` begins the
- * message. *count and *bytes may be NULL. */
-tp_status tpi_check_shape(const char *who, tp_dtype dtype, int rank, const int64_t *shape, int64_t *count,
-                          size_t *bytes);
-
 /* `bytes` of the tensor's memory from byte `begin` on, at the host; waits as tp_tensor_read does. */
 tp_status tpi_tensor_peek(const tp_tensor *tensor, size_t begin, size_t bytes, void *out);
 
 /* tpi_device_write_pieces to a contiguous tensor whose memory is not the caller's. */
 tp_status tpi_tensor_write_pieces(tp_tensor *tensor, const tpi_piece *pieces, int n);
-
-/* Row-major strides of a shape. */
-void tpi_row_major(int rank, const int64_t *shape, int64_t *stride);
-
-/* Elements from the first to behind the last, gaps included; 0 where there is none. */
-int64_t tpi_span(int rank, const int64_t *shape, const int64_t *stride);
-
-/* True if sizes and strides are row-major without gaps; sizes of 1 do not count. */
-bool tpi_is_row_major(int rank, const int64_t *shape, const int64_t *stride);
-
-/* "[2, 3]" into a buffer of TPI_SHAPE_TEXT bytes; returns it. */
-#define TPI_SHAPE_TEXT 128
-char *tpi_shape_text(int rank, const int64_t *shape, char text[TPI_SHAPE_TEXT]);
 
 #endif

@@ -1,6 +1,6 @@
 /* The loop. Whether something is due is read off the state alone, never off what this process did before: so
  * a resumed run does what the uninterrupted one would have done. */
-#include "train/trainer.h"
+#include "train/checkpoint.h"
 
 #include "core/alloc.h"
 #include "core/error.h"

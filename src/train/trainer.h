@@ -15,7 +15,7 @@
 
 #define TPI_NEVER (-1) /* a step that has not been */
 
-/* Where a run stands. Its fields are listed once more in checkpoint.c. */
+/* Where a run stands. Its fields are listed once more in checkpoint_state.c. */
 typedef struct tpi_state {
     int64_t iter;    /* steps done */
     int64_t updates; /* of them those that changed parameters */
@@ -65,23 +65,6 @@ static inline int64_t tpi_trainer_batch_rows(const tp_trainer *t, const tpi_data
     const int64_t rows = (int64_t)data->row_count;
     return t->options.batch_size < rows ? t->options.batch_size : rows;
 }
-
-/* ---- checkpoint.c ---- */
-
-/* Writes <out>/checkpoints/step-<iter>, makes it the last checkpoint and removes those beyond `keep`. */
-tp_status tpi_checkpoint_save(tp_trainer *trainer);
-
-/* The checkpoint that options.resume means; *path is owned, NULL where there is none to resume. TP_EINVAL for
- * an output directory that holds some when nothing is to be resumed. */
-tp_status tpi_checkpoint_find(const tp_trainer *trainer, char **path);
-
-/* Removes what killed processes left: checkpoints that they had not finished, and those up to the present
- * step that they had not pruned yet. Under the lock of <out>. */
-tp_status tpi_checkpoint_clean(const tp_trainer *trainer);
-
-/* Restores state, parameters and moments; all is checked before anything changes. TP_EIO for a directory that
- * is none, TP_EFORMAT for a damaged one, TP_EINVAL for one of another run. */
-tp_status tpi_checkpoint_load(tp_trainer *trainer, const char *path);
 
 /* ---- output.c ---- */
 
