@@ -199,10 +199,6 @@ int64_t tp_tensor_size(const tp_tensor *tensor, int dim) {
 
 /* ---- reading and writing ---- */
 
-tp_status tpi_tensor_wait(const tp_tensor *tensor) {
-    return tpi_storage_wait(tensor->storage);
-}
-
 const void *tp_tensor_data(const tp_tensor *tensor) {
     const tp_device *device = tensor->storage->device;
     if (!tpi_is_host(device)) {
@@ -299,13 +295,11 @@ tp_status tp_tensor_write(tp_tensor *tensor, const void *data, size_t bytes) {
     if (!tensor->contiguous || tensor->storage->foreign)
         return tpi_fail(TP_EINVAL, "tp_tensor_write: the tensor is %s",
                         tensor->contiguous ? "memory of the caller" : "a strided view");
-    tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
-    return tpi_storage_write(storage, tpi_tensor_pointer(tensor), data, bytes);
+    return tpi_storage_write(tensor->storage, tpi_tensor_pointer(tensor), data, bytes);
 }
 
 tp_status tpi_tensor_write_pieces(tp_tensor *tensor, const tpi_piece *pieces, int n) {
-    tpi_storage *storage = tensor->storage;
     TPI_TRY(tpi_tensor_wait(tensor));
-    return tpi_storage_write_pieces(storage, tpi_tensor_pointer(tensor), pieces, n);
+    return tpi_storage_write_pieces(tensor->storage, tpi_tensor_pointer(tensor), pieces, n);
 }

@@ -98,7 +98,9 @@ static inline void *tpi_tensor_pointer(const tp_tensor *t) {
 /* Waits for queued evaluations that use the storage, or the tensor's. Fails if the one that should have made
  * it failed. */
 tp_status tpi_storage_wait(tpi_storage *storage);
-tp_status tpi_tensor_wait(const tp_tensor *tensor);
+static inline tp_status tpi_tensor_wait(const tp_tensor *tensor) {
+    return tpi_storage_wait(tensor->storage);
+}
 
 /* The status of the evaluation that made the storage, which has ended, or is on a device with its own order:
  * one that may fail there is waited for, once. */

@@ -42,7 +42,6 @@ static bool lies_as_matrix(const tpi_operand *operand, tpi_blas_matrix *m) {
     return (stride == 1 || m->rows == 1) && m->leading >= m->rows;
 }
 
-/* Bytes of scratch that the operand takes. */
 size_t tpi_blas_packed_bytes(const tpi_operand *operand) {
     tpi_blas_matrix m;
     return lies_as_matrix(operand, &m) ? 0 : tpi_align_up((size_t)operand->count * sizeof(float));
@@ -60,7 +59,6 @@ static tpi_operand packed(const tpi_operand *operand) {
     return dense;
 }
 
-/* The operand as a matrix: where it lies, or converted into *scratch, which then moves on. */
 tpi_blas_matrix tpi_blas_as_matrix(const tpi_operand *operand, const void *data, int64_t offset,
                                    char **scratch) {
     tpi_blas_matrix m;
@@ -129,7 +127,6 @@ static void multiply_columns(void *arg, int64_t begin, int64_t end) {
     multiply(&p);
 }
 
-/* c is row-major. */
 void tpi_blas_multiply(tpi_threads *threads, tpi_blas_product p) {
     if (p.a.columns == 0) { /* an empty sum; sgemm asks for leading sizes of 1 or more */
         for (int64_t i = 0; i < p.c.rows && p.beta == 0; i++)

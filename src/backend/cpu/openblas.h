@@ -26,7 +26,7 @@ tpi_blas_matrix tpi_blas_as_matrix(const tpi_operand *operand, const void *data,
 
 tpi_blas_matrix tpi_blas_columns(tpi_blas_matrix m, int64_t begin, int64_t end);
 
-/* Cut along the longer side of c, a piece a thread. */
+/* Cut along the longer side of c, which is row-major: a piece a thread. */
 void tpi_blas_multiply(tpi_threads *threads, tpi_blas_product p);
 
 /* LINEAR_CROSS_ENTROPY and its gradient. */

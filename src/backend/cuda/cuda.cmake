@@ -93,7 +93,7 @@ string(REPLACE "\n" "\\n\"\n\"" text "${text}")
 file(CONFIGURE OUTPUT ${TAPER_CUDA_TEXTS}/chain_text.h @ONLY CONTENT "static const char chain_text[] = \"@text@\";\n")
 
 file(GLOB TAPER_CUDA_SOURCES CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} src/backend/cuda/*.c src/backend/cuda/*.cu)
-add_library(taper_cuda MODULE ${TAPER_CUDA_SOURCES} src/backend/table.c)
+add_library(taper_cuda MODULE ${TAPER_CUDA_SOURCES} src/backend/table.c src/core/shape.c)
 set_target_properties(taper_cuda PROPERTIES CUDA_STANDARD 17 CUDA_VISIBILITY_PRESET hidden
                       CUDA_RUNTIME_LIBRARY Static LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 target_include_directories(taper_cuda PRIVATE include src ${TAPER_CUDA_TEXTS})

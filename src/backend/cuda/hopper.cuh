@@ -68,6 +68,7 @@ __device__ __forceinline__ bool elected() {
                  : "=r"(is));
     return is != 0;
 }
+
 template <int N> __device__ __forceinline__ void fewer_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }

@@ -44,15 +44,6 @@ void tpi_free(void *pointer) {
     host->release(pointer);
 }
 
-size_t tp_dtype_size(tp_dtype dtype) {
-    static const uint8_t sizes[] = {
-#define X(name, text, bytes) bytes,
-        TP_DTYPE_LIST(X)
-#undef X
-    };
-    return (unsigned)dtype < TP_DTYPE_COUNT ? sizes[dtype] : 0;
-}
-
 /* ---- the backend ---- */
 
 static bool guards(tpi_op op) {
