@@ -1,5 +1,6 @@
 /* The launches of LINEAR_LORA on Hopper: a small kernel that splits a and b into high and low bf16
  * (linear_lora_split.cuh), and the product (linear_lora_hopper.cuh), which begins while that one is ending.
+ * A layer's a and b of up to 16 ranks that are bf16 and lie as w does need no splitting.
  *
  * Of more ranks than a block has room for, h is a product of its own between these (linear_lora_wide.cuh),
  * and y = x·w + h·b a sum of two. */
@@ -42,7 +43,7 @@ int h_columns_of(const tpi_lora_layers &all) {
 
 /* Where things stand in scratch: of h parts, or all. */
 struct pieces {
-    size_t h, a, b[2], ready, end;
+    size_t h, a, b[2], end;
 };
 
 pieces pieces_of(const tpi_lora_layers &all, int ranks) {
@@ -55,7 +56,6 @@ pieces pieces_of(const tpi_lora_layers &all, int ranks) {
     p.a = tpi_piece(&p.end, (size_t)(2 * ranks * inner_of(all)) * sizeof(bf16));
     for (int i = 0; i <= (all.twins ? 1 : 0); i++)
         p.b[i] = tpi_piece(&p.end, (size_t)((3 * rank_of(all) + 8) * all.layer[0].n) * sizeof(bf16));
-    p.ready = tpi_piece(&p.end, (size_t)(2 * pairs) * sizeof(unsigned));
     return p;
 }
 
@@ -67,22 +67,38 @@ bool encode_half(encode_fn function, CUtensorMap *map, const void *data, int64_t
                       : encode(function, map, data, n, inner, leading, L::half_columns);
 }
 
+/* Of a and b as they lie. */
+template <class L> bool map_adapter(encode_fn f, tile_maps *maps, const tpi_lora_layers &all) {
+    const tpi_layer &l = all.layer[0];
+    const void *a = tpi_in(&all.launch[0], l.a), *b = tpi_in(&all.launch[0], l.b);
+    return (L::outer_a ? encode_narrow(f, &maps->a, a, l.k, l.rank, l.ma.leading, tile_inner)
+                       : encode(f, &maps->a, a, l.rank, l.k, l.ma.leading, L::ranks)) &&
+           encode_half<L>(f, &maps->b[0], b, l.rank, l.n, l.mb.leading);
+}
+
+/* Of what the splitting kernel makes of a and b; and of h, where that is a product of its own. */
 template <class L>
-bool make_maps(tile_maps *maps, const tpi_lora_layers &all, const pieces &at, const split_job &split) {
-    const encode_fn f = encoder();
+bool map_split(encode_fn f, tile_maps *maps, const tpi_lora_layers &all, const pieces &at,
+               const split_job &split) {
     const bool wide = is_wide(all);
     const int h_columns = h_columns_of(all);
     const int64_t b_leading = L::outer_w ? split.to_r : split.to_n, leading = wide_leading(split.rank);
     const char *h = (const char *)tpi_scratch(&all.launch[0]) + at.h;
-    bool made = f && (wide ? encode(f, &maps->x[1], h, all.layer[0].m, h_columns, leading, tile_rows)
-                           : encode(f, &maps->a, split.of[0].to_a, 2 * L::ranks, split.a_leading,
-                                    split.a_leading, 2 * L::ranks));
+    bool made = wide ? encode(f, &maps->x[1], h, all.layer[0].m, h_columns, leading, tile_rows)
+                     : encode(f, &maps->a, split.of[0].to_a, 2 * L::ranks, split.a_leading, split.a_leading,
+                              2 * L::ranks);
+    for (int i = 0; i <= all.twins && made; i++)
+        made = encode_half<L>(f, wide ? &maps->w[1] : &maps->b[i], split.of[i].to_b, h_columns,
+                              all.layer[i].n, b_leading);
+    return made;
+}
+
+template <class L> bool map_layers(encode_fn f, tile_maps *maps, const tpi_lora_layers &all) {
+    bool made = true;
     for (int i = 0; i < all.count && made; i++) {
         const tpi_layer &l = all.layer[i];
-        CUtensorMap *b = wide ? &maps->w[1] : &maps->b[i];
         made = encode(f, &maps->x[i], tpi_in(&all.launch[i], 0), l.m, l.k, l.mx.leading, tile_rows) &&
-               encode_half<L>(f, &maps->w[i], tpi_in(&all.launch[i], l.w), l.k, l.n, l.mw.leading) &&
-               (i > all.twins || encode_half<L>(f, b, split.of[i].to_b, h_columns, l.n, b_leading));
+               encode_half<L>(f, &maps->w[i], tpi_in(&all.launch[i], l.w), l.k, l.n, l.mw.leading);
     }
     return made;
 }
@@ -97,7 +113,7 @@ int makers_of(const lora_job &job, int clusters) {
 
 /* How h is scaled, and to whom it is given. */
 void set_low_rank(lora_job *job, const tpi_lora_layers &all) {
-    job->layer_rank = layer_rank(all), job->own_rank = (int)all.layer[0].rank;
+    job->own_rank = (int)all.layer[0].rank;
     job->scale = all.layer[0].scale;
     for (int i = 0; i < all.count; i++)
         if (tpi_wants_low_rank(all.launch[i].step)) {
@@ -120,10 +136,9 @@ template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at,
     }
     if (is_wide(all)) return job;
     job.partial = (float *)(scratch + at.h);
-    job.ready = (unsigned *)(scratch + at.ready);
-    job.h_columns = h_columns_of(all);
+    job.rank = L::parts == 1 ? L::ranks : rank_of(all), job.layer_rank = job.rank / all.count;
+    job.h_columns = L::parts == 1 ? 2 * job.rank : h_columns_of(all);
     job.makers = makers_of(job, clusters);
-    job.rank = rank_of(all);
     set_low_rank(&job, all);
     return job;
 }
@@ -149,18 +164,16 @@ template <class L> split_job split_of(const tpi_lora_layers &all, const pieces &
         to.b_begin = all.twins ? 0 : to.first, to.b_end = all.twins ? rank : end;
         if (!all.twins) inner += l.k;
     }
-    s.ready = job.ready;
     s.a_leading = inner_of(all);
     s.to_r = L::outer_w ? job.n : 1, s.to_n = L::outer_w ? 1 : 3 * rank + 8;
     s.n = job.n, s.rank = rank, s.ranks = is_wide(all) ? rank : L::ranks;
-    s.blocks = job.ready ? 2 * job.pairs : 0;
     s.wide_bias = all.layer[0].bias && tpi_in_operand(all.launch[0].step, all.layer[0].bias)->dtype == TP_F32;
     s.steady = all.steady;
     return s;
 }
 
 tp_status start_split(const tpi_lora_layers &all, const split_job &s) {
-    int64_t items = s.blocks;
+    int64_t items = 0;
     for (int i = 0; i < all.count; i++) {
         const split_layer &l = s.of[i];
         const int64_t mine =
@@ -201,11 +214,17 @@ template <class L, class Ending> tp_status run(const tpi_lora_layers &all, const
     int clusters = 0; /* that can be there at once: tiles wait for each other */
     TPI_TRY((find_room<L, Ending>(launch, &clusters)));
     const lora_job job = job_of<L>(all, at, clusters);
-    const split_job split = split_of<L>(all, at, job);
     tile_maps maps = {};
-    if (!make_maps<L>(&maps, all, at, split)) return no_maps(launch, "linear_lora");
-    TPI_TRY(start_split(all, split));
-    if (is_wide(all)) TPI_TRY(start_wide(all, at, split));
+    const encode_fn f = encoder();
+    if (!f || !map_layers<L>(f, &maps, all)) return no_maps(launch, "linear_lora");
+    if (L::parts == 1) {
+        if (!map_adapter<L>(f, &maps, all)) return no_maps(launch, "linear_lora");
+    } else {
+        const split_job split = split_of<L>(all, at, job);
+        if (!map_split<L>(f, &maps, all, at, split)) return no_maps(launch, "linear_lora");
+        TPI_TRY(start_split(all, split));
+        if (is_wide(all)) TPI_TRY(start_wide(all, at, split));
+    }
     return start_tiles<L>(launch, clusters, maps, job, ending);
 }
 
@@ -240,18 +259,36 @@ int room_for(const tpi_lora_layers &all) {
 }
 
 /* Halves of tiles of 224 columns are no whole number of what a thread stores at once. */
+int columns_for(const tpi_lora_layers &all) {
+    const int64_t wide = cost(all, 256), middle = all.twins ? wide : cost(all, 224), narrow = cost(all, 128);
+    if (wide <= middle && wide <= narrow) return 256;
+    return middle <= narrow ? 224 : 128;
+}
+
+/* Whether the product can read a and b as they lie: bf16, in w's order, with rows that copies can begin at. */
+bool lies_ready(const tpi_lora_layers &all) {
+    const tpi_layer &l = all.layer[0];
+    const uintptr_t places = (uintptr_t)tpi_in(&all.launch[0], l.a) | (uintptr_t)tpi_in(&all.launch[0], l.b);
+    return all.count == 1 && l.ma.dtype == TP_BF16 && !l.bias && l.rank <= 16 && l.rank % 8 == 0 &&
+           l.ma.transposed == l.mw.transposed && l.mb.transposed == l.mw.transposed &&
+           l.ma.leading % 8 == 0 && l.mb.leading % 8 == 0 && places % 16 == 0;
+}
+
+template <bool OUTER_W, bool SPLIT> tp_status run_few(const tpi_lora_layers &all, int columns) {
+    if (columns == 256) return run<layout<256, 16, OUTER_W, SPLIT>>(all);
+    if (columns == 224) return run<layout<224, 16, OUTER_W, SPLIT>>(all);
+    return run<layout<128, 16, OUTER_W, SPLIT>>(all);
+}
+
 template <bool OUTER_W> tp_status run_any(const tpi_lora_layers &all) {
     if (OUTER_W && all.gate)
         return room_for(all) > 16 ? run_gated<layout<256, ranks_in_block, true>>(all)
                                   : run_gated<layout<256, 16, true>>(all);
-    const int64_t wide = cost(all, 256), middle = all.twins ? wide : cost(all, 224), narrow = cost(all, 128);
-    const bool widest = wide <= middle && wide <= narrow;
+    const int columns = columns_for(all);
     if (room_for(all) > 16)
-        return widest || middle <= narrow ? run<layout<256, ranks_in_block, OUTER_W>>(all)
-                                          : run<layout<128, ranks_in_block, OUTER_W>>(all);
-    if (widest) return run<layout<256, 16, OUTER_W>>(all);
-    if (middle <= narrow) return run<layout<224, 16, OUTER_W>>(all);
-    return run<layout<128, 16, OUTER_W>>(all);
+        return columns > 128 ? run<layout<256, ranks_in_block, OUTER_W>>(all)
+                             : run<layout<128, ranks_in_block, OUTER_W>>(all);
+    return lies_ready(all) ? run_few<OUTER_W, false>(all, columns) : run_few<OUTER_W, true>(all, columns);
 }
 
 /* Places of the layer's matrices that copies begin at, or'ed. */
@@ -308,7 +345,7 @@ bool tpi_cuda_lora_hopper_fits(const tpi_lora_layers *all) {
     const tpi_layer *l = all->layer;
     bool fits = tpi_cuda_of(&all->launch[0])->capability == 90;
     for (int i = 0; i < all->count && fits; i++)
-        fits = l[i].m < INT_MAX - pair_rows && l[i].n < INT_MAX / 256 && l[i].k < INT_MAX / 256 &&
+        fits = l[i].m <= most_row_blocks * tile_rows && l[i].n < INT_MAX / 256 && l[i].k < INT_MAX / 256 &&
                l[i].n >= 64 && l[i].k > 0 && l[i].rank > 0 && places_of(&all->launch[i], l[i]) % 16 == 0 &&
                l[i].mw.leading % 8 == 0 && bias_fits(&all->launch[i], l[i]) && (i == 0 || alike(*all, i));
     fits = fits && splits_fit(*all);

@@ -9,7 +9,8 @@
  *
  * Everything low-rank is f32 in value: a, h, b and the bias enter as sums of two bf16. With subscripts for
  * high and low, h's row is [h₁ h₂ h₁ 1 1] and b's columns are [b₁ b₁ b₂ bias₁ bias₂], so the bias is a rank,
- * too. Who wants h for itself gets it from the first column's tiles.
+ * too. Of an a and b that are bf16 themselves there is no low part: they are read as they lie, h's row is
+ * [h₁ h₂], and both meet the same b. Who wants h for itself gets it from the first column's tiles.
  *
  * Without ranks it is a product of a frozen matrix, whose tiles may end otherwise: what becomes of the sums
  * is a parameter.
@@ -24,59 +25,12 @@
 #ifndef TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
 #define TAPER_BACKEND_CUDA_LINEAR_LORA_HOPPER_CUH
 
-#include "backend/cuda/linear_lora_job.cuh"
+#include "backend/cuda/linear_lora_prepare.cuh"
 #include "backend/cuda/linear_lora_store.cuh"
 
 namespace {
 
 #if TPI_WGMMA
-
-constexpr int preparers = group - 32;
-constexpr int pairs_together = 8; /* pairs of row blocks that share w's tiles in the second-level cache */
-constexpr int published = 2;      /* the numbered barrier behind a warpgroup's own at which it has published */
-
-/* Behind the stages lies h, then the barriers: of each stage, and of h. */
-template <class L> struct ring : stage_ring<L::stages, L::stage_bytes> {
-    __device__ uint32_t h() const { return this->memory + L::stages * L::stage_bytes; }
-    __device__ uint32_t h_full() const { return this->barriers + L::stages * 16; }
-    __device__ uint32_t h_empty() const { return h_full() + 8; }
-};
-
-struct tile {
-    int pair, column;
-};
-
-/* Steps that h and b take. */
-__device__ __forceinline__ int low_rank_steps(const lora_job &p) {
-    return (p.h_columns + tile_inner - 1) / tile_inner;
-}
-
-/* Makers of h first; then, for a few pairs of row blocks at once, column after column. Where sums wait for
- * it, a division counts: mostly there is one. */
-__device__ __forceinline__ tile tile_of(const lora_job &p, int i) {
-    if (i < p.pairs * p.makers) return {i / p.makers, i % p.makers};
-    i -= p.pairs * p.makers;
-    const int rest = p.columns - p.makers;
-    const int first = (unsigned)i / (unsigned)(pairs_together * rest) * pairs_together;
-    const int together = min(pairs_together, p.pairs - first);
-    i -= first * rest;
-    const int column = together == pairs_together ? i / pairs_together : i / together;
-    return {first + i - column * together, p.makers + column};
-}
-
-/* The steps [begin, end) in which a tile multiplies by a, too. They come `early` steps before their turn, so
- * that the last slice of h is there when the other tiles need it: the more makers, the longer it takes to add
- * their parts. No more, for tiles that go through x in different orders share less of the second cache. */
-struct slice {
-    int begin, end, early;
-};
-
-__device__ __forceinline__ slice slice_of(const lora_job &p, int i) {
-    if (i >= p.pairs * p.makers) return {0, 0, 0};
-    const int column = tile_of(p, i).column;
-    const int begin = p.steps * column / p.makers, end = p.steps * (column + 1) / p.makers;
-    return {begin, end, min(begin, max(8, 2 * p.makers))};
-}
 
 /* ---- fetching: one warp ---- */
 
@@ -103,6 +57,17 @@ __device__ __forceinline__ void fetch_half(const ring<L> &at, const CUtensorMap 
                  L::outer_w ? inner : of.column, at.full(), 3);
 }
 
+/* A step of a. */
+template <class L>
+__device__ __forceinline__ void fetch_a(const ring<L> &at, const CUtensorMap *map, int inner) {
+    const uint32_t to = at.data() + L::x_bytes + L::w_bytes;
+    if constexpr (L::outer_a)
+#pragma unroll
+        for (int r = 0; r < L::ranks; r += 8) copy_box(to + r * 128, map, r, inner, at.full());
+    else
+        copy_box(to, map, inner, 0, at.full());
+}
+
 /* The steps [from, to) of a tile, of a, too, if WITH_A. How long a free stage waits for its copies is what the
  * ring has to bridge: what can be is done outside the loop, and by the warp as one, not by a lane. */
 template <bool WITH_A, class L>
@@ -119,8 +84,7 @@ __device__ __forceinline__ void fetch_steps(const tile_maps &maps, const lora_jo
             barrier_expect(at.full(), L::x_bytes + L::w_bytes + (WITH_A ? L::a_bytes : 0));
             copy_box(at.data(), x, inner, of.row, at.full());
             fetch_half(at, w, inner, of);
-            if (WITH_A)
-                copy_box(at.data() + L::x_bytes + L::w_bytes, &maps.a, from * tile_inner, 0, at.full());
+            if (WITH_A) fetch_a(at, &maps.a, from * tile_inner);
         }
     }
 }
@@ -151,127 +115,6 @@ __device__ void fetch(const tile_maps &maps, const lora_job &p, ring<L> at, cons
     }
 }
 
-/* ---- preparing h: three warps ---- */
-
-/* Eight columns of a row of h; a row's places of 16 bytes are permuted by its number. */
-__device__ __forceinline__ void put_eight(uint32_t h, int row, int eight, const uint32_t (&words)[4]) {
-    const uint32_t at = h + eight / 8 * (tile_rows * 128) + row * 128 + ((eight ^ row) & 7) * 16;
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(words[0]), "r"(words[1]),
-                 "r"(words[2]), "r"(words[3])
-                 : "memory");
-}
-
-/* Eight ranks of a row of h for who wants them. */
-__device__ __forceinline__ void give_eight(const lora_job &p, int row, int eight, const float4 (&sum)[2]) {
-    const int layer = eight * 8 / p.layer_rank, first = eight * 8 - layer * p.layer_rank;
-    void *h = p.h[layer];
-    if (row >= p.m || !h) return;
-    const int64_t at = (int64_t)row * p.own_rank + first;
-    const float all[8] = {sum[0].x, sum[0].y, sum[0].z, sum[0].w, sum[1].x, sum[1].y, sum[1].z, sum[1].w};
-    if (p.own_rank % 8 != 0) { /* rows begin anywhere */
-        for (int r = 0; r < 8 && first + r < p.own_rank; r++)
-            if (p.h_wide)
-                ((float *)h)[at + r] = p.scale * all[r];
-            else
-                ((bf16 *)h)[at + r] = __float2bfloat16_rn(p.scale * all[r]);
-        return;
-    }
-    const float4 low = {p.scale * sum[0].x, p.scale * sum[0].y, p.scale * sum[0].z, p.scale * sum[0].w};
-    const float4 high = {p.scale * sum[1].x, p.scale * sum[1].y, p.scale * sum[1].z, p.scale * sum[1].w};
-    if (p.h_wide) {
-        float4 *to = (float4 *)((float *)h + at);
-        to[0] = low, to[1] = high;
-    } else
-        *(pack<bf16, 8> *)((bf16 *)h + at) = {__float2bfloat16_rn(low.x),  __float2bfloat16_rn(low.y),
-                                              __float2bfloat16_rn(low.z),  __float2bfloat16_rn(low.w),
-                                              __float2bfloat16_rn(high.x), __float2bfloat16_rn(high.y),
-                                              __float2bfloat16_rn(high.z), __float2bfloat16_rn(high.w)};
-}
-
-/* Adds up what the makers have published, and writes h₁ h₂ h₁. An item is eight ranks of a row; a thread has
- * ITEMS of them at once, so that enough loads are under way. */
-template <class L>
-__device__ __forceinline__ void sum_parts(const lora_job &p, uint32_t h, int block, int mine, bool give) {
-    constexpr int ITEMS = 3;
-    const int eights = p.rank / 8, items = tile_rows * eights;
-    const int64_t next = (int64_t)p.pairs * pair_rows * L::ranks;
-#pragma unroll 1
-    for (int first = mine; first < items; first += ITEMS * preparers) {
-        float4 sum[ITEMS][2] = {};
-        const float *from = p.partial + (int64_t)block * tile_rows * L::ranks;
-#pragma unroll 2
-        for (int i = 0; i < p.makers; i++, from += next)
-#pragma unroll
-            for (int u = 0; u < ITEMS; u++) {
-                const int item = min(first + u * preparers, items - 1);
-                const float4 *part =
-                    (const float4 *)(from + item % tile_rows * L::ranks + item / tile_rows * 8);
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    const float4 x = __ldcg(part + j);
-                    sum[u][j].x += x.x, sum[u][j].y += x.y, sum[u][j].z += x.z, sum[u][j].w += x.w;
-                }
-            }
-#pragma unroll
-        for (int u = 0; u < ITEMS; u++) {
-            const int item = min(first + u * preparers, items - 1), row = item % tile_rows,
-                      e = item / tile_rows;
-            uint32_t high[4], low[4];
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                split_pair(p.scale * sum[u][j].x, p.scale * sum[u][j].y, high[2 * j], low[2 * j]);
-                split_pair(p.scale * sum[u][j].z, p.scale * sum[u][j].w, high[2 * j + 1], low[2 * j + 1]);
-            }
-            put_eight(h, row, e, high);
-            put_eight(h, row, e + eights, low);
-            put_eight(h, row, e + 2 * eights, high);
-            if (give) give_eight(p, block * tile_rows + row, e, sum[u]);
-        }
-    }
-}
-
-__device__ __forceinline__ void await(const unsigned *ready, unsigned wanted) {
-    unsigned got;
-    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(got) : "l"(ready) : "memory");
-    while (got < wanted);
-}
-
-/* The columns behind h₁ h₂ h₁: the bias's two ones, and zeros to the end of the step; always the same. */
-template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int mine) {
-    const int begin = 3 * p.rank / 8, end = low_rank_steps(p) * tile_inner / 8;
-    for (int i = mine + begin * tile_rows; i < end * tile_rows; i += preparers) {
-        const bool one = i / tile_rows == begin && p.h_columns > 3 * p.rank;
-        const uint32_t words[4] = {one ? 0x3f803f80u : 0u, 0, 0, 0};
-        put_eight(h, i % tile_rows, i / tile_rows, words);
-    }
-}
-
-/* Says for a maker's warpgroups that they have published: they go on multiplying. */
-__device__ __forceinline__ void tell_published(const lora_job &p, int block) {
-#pragma unroll
-    for (int g = 1; g <= 2; g++) {
-        numbered_sync(published + g, group + 32);
-        if (elected())
-            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.ready + block) : "memory");
-    }
-}
-
-template <class L> __device__ void prepare(const lora_job &p, const ring<L> &at) {
-    const int mine = (int)threadIdx.x - 32;
-    uint32_t parity = 0;
-    put_rest<L>(p, at.h(), mine);
-    for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
-        const tile t = tile_of(p, i);
-        const int block = 2 * t.pair + cluster_rank();
-        if (i < p.pairs * p.makers && mine < 32) tell_published(p, block);
-        await(p.ready + block, 2 * p.makers);
-        barrier_wait(at.h_empty(), parity ^ 1);
-        sum_parts<L>(p, at.h(), block, mine, t.column == 0);
-        stores_to_products();
-        barrier_arrive(at.h_full());
-    }
-}
-
 /* ---- multiplying: two warpgroups ---- */
 
 /* Both blocks of the pair may fill the stage again, as far as this warpgroup is concerned. */
@@ -287,14 +130,47 @@ template <class L> __device__ __forceinline__ uint64_t w_descriptor(const ring<L
     return L::outer_w ? outer_descriptor(at.data() + L::x_bytes) : inner_descriptor(at.data() + L::x_bytes);
 }
 
-/* sum ← x·w of the warpgroup's rows in so many steps, added to what is there if `keep`; and h ← x·a (high,
- * then low ranks) where the tile makes h. From step `low` on it is h·b, and h is waited for. A stage is
- * released when the products of the next one are on their way. */
+/* h ← x·a of a step, high ranks and then low ones where a is split. */
+template <class L>
+__device__ __forceinline__ void multiply_a(float (&h)[L::h_sums], const ring<L> &at, uint64_t x, bool keep) {
+    const uint32_t tile = at.data() + L::x_bytes + L::w_bytes;
+    const uint64_t a = L::outer_a ? narrow_descriptor(tile) : inner_descriptor(tile);
+#pragma unroll
+    for (int s = 0; s < 4; s++)
+        wgmma<L::outer_a>(h, x + 2 * s, a + (L::outer_a ? 16 : 2) * s, keep || s > 0);
+}
+
+/* A step's products are begun: the stage of the step before is released. */
+template <class L> __device__ __forceinline__ void step_begun(ring<L> &at, uint32_t *used) {
+    products_begun();
+    products_wait<1>();
+    if (*used) release(*used);
+    *used = at.empty();
+    at.next();
+}
+
+/* sum ← sum + h·b of a b that is not split: one step, in which both parts of h meet the same rows of b. */
+template <class L>
+__device__ __forceinline__ void multiply_b(float (&sum)[L::columns / 2], ring<L> &at, uint32_t h_parity,
+                                           uint32_t *used) {
+    barrier_wait(at.h_full(), h_parity);
+    barrier_wait(at.full(), at.parity);
+    const uint64_t h = x_descriptor(at.h()), b = w_descriptor(at);
+    products_begin();
+#pragma unroll
+    for (int s = 0; s < L::ranks / 8; s++)
+        wgmma<L::outer_w>(sum, h + 2 * s, b + L::w_step * (s % (L::ranks / 16)), true);
+    step_begun(at, used);
+}
+
+/* sum ← x·w of the warpgroup's rows in so many steps, added to what is there if `keep`; and h ← x·a where the
+ * tile makes h. From step `low` on it is h·b, and h is waited for. */
 template <bool MAKER, class L>
-__device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h)[L::ranks], ring<L> &at,
+__device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h)[L::h_sums], ring<L> &at,
                                          int steps, int low, uint32_t h_parity, bool keep) {
+    const int alike = L::parts == 1 && !MAKER ? min(low, steps) : steps;
     uint32_t used = 0;
-    for (int i = 0; i < steps; i++, at.next()) {
+    for (int i = 0; i < alike; i++) {
         if (!MAKER && i == low) barrier_wait(at.h_full(), h_parity);
         barrier_wait(at.full(), at.parity);
         const uint64_t x = x_descriptor(MAKER || i < low ? at.data() : at.h() + (i - low) * L::x_bytes);
@@ -302,16 +178,10 @@ __device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h
         products_begin();
 #pragma unroll
         for (int s = 0; s < 4; s++) wgmma<L::outer_w>(sum, x + 2 * s, w + L::w_step * s, keep || i + s > 0);
-        if (MAKER) {
-            const uint64_t a = inner_descriptor(at.data() + L::x_bytes + L::w_bytes);
-#pragma unroll
-            for (int s = 0; s < 4; s++) wgmma<false>(h, x + 2 * s, a + 2 * s, i + s > 0);
-        }
-        products_begun();
-        products_wait<1>();
-        if (used) release(used);
-        used = at.empty();
+        if (MAKER) multiply_a(h, at, x, i > 0);
+        step_begun(at, &used);
     }
+    if (alike < steps) multiply_b(sum, at, h_parity, &used);
     products_wait<0>();
     settle(sum);
     if (MAKER) settle(h);
@@ -319,7 +189,7 @@ __device__ __forceinline__ void multiply(float (&sum)[L::columns / 2], float (&h
 }
 
 /* Writes a maker's part of h of the warpgroup's rows. */
-template <class L> __device__ void publish(const lora_job &p, const float (&h)[L::ranks], const tile &t) {
+template <class L> __device__ void publish(const lora_job &p, const float (&h)[L::h_sums], const tile &t) {
     const int lane = threadIdx.x % 32, block = 2 * t.pair + cluster_rank();
     const int row = block * tile_rows + ((int)threadIdx.x - group) / 32 * 16 + lane / 4;
     float *to = p.partial + ((int64_t)t.column * p.pairs * pair_rows + row) * L::ranks + lane % 4 * 2;
@@ -327,8 +197,12 @@ template <class L> __device__ void publish(const lora_job &p, const float (&h)[L
     for (int half = 0; half < 2; half++)
 #pragma unroll
         for (int j = 0; j < L::ranks / 8; j++) {
-            const float *high = h + 4 * j + 2 * half, *low = high + L::ranks / 2;
-            *(float2 *)(to + half * 8 * L::ranks + 8 * j) = {high[0] + low[0], high[1] + low[1]};
+            float2 both = {h[4 * j + 2 * half], h[4 * j + 2 * half + 1]};
+            if constexpr (L::parts == 2) {
+                const float *low = h + L::ranks / 2 + 4 * j + 2 * half;
+                both.x += low[0], both.y += low[1];
+            }
+            *(float2 *)(to + half * 8 * L::ranks + 8 * j) = both;
         }
     numbered_arrive(published + (int)threadIdx.x / group, group + 32);
 }
@@ -340,7 +214,7 @@ __device__ void make_tiles(const lora_job &p, ring<L> at, const Ending &ending) 
     uint32_t parity = 0;
     for (int i = (int)blockIdx.x / 2; i < p.pairs * p.columns; i += (int)gridDim.x / 2, parity ^= 1) {
         const slice made = slice_of(p, i);
-        float sum[L::columns / 2], h[L::ranks];
+        float sum[L::columns / 2], h[L::h_sums];
         const int before = made.begin - made.early, making = made.end - made.begin;
         if (making > 0) {
             multiply<false>(sum, h, at, before, before, parity, false);

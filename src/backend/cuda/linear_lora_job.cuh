@@ -15,18 +15,22 @@ constexpr int tile_rows = 128, tile_inner = 64, threads = 384, group = 128; /* t
 constexpr int pair_rows = 2 * tile_rows;
 constexpr int most_makers = 64; /* in all; there may be one for each pair */
 
-/* What a tile of COLUMNS columns is made of, with ranks up to RANKS. */
-template <int COLUMNS, int RANKS, bool OUTER_W> struct layout {
+/* What a tile of COLUMNS columns is made of, with ranks up to RANKS. SPLIT: a and b are two bf16 each, else
+ * bf16 as they lie, in w's order. */
+template <int COLUMNS, int RANKS, bool OUTER_W, bool SPLIT = true> struct layout {
     static constexpr int columns = COLUMNS, ranks = RANKS;
+    static constexpr int parts = SPLIT ? 2 : 1; /* of a and b */
     static constexpr int stages = (COLUMNS > 128 ? 4 : 5) - (RANKS > 16 ? 1 : 0); /* that there is room for */
     static constexpr int half_boxes = OUTER_W ? (COLUMNS + 127) / 128 : 1; /* that make up half of w's tile */
     static constexpr int half_columns = OUTER_W ? 64 * half_boxes : COLUMNS / 2;
+    static constexpr int h_sums = parts * RANKS / 2; /* of a thread */
     static constexpr int x_bytes = tile_rows * tile_inner * 2, w_bytes = 2 * half_columns * tile_inner * 2;
-    static constexpr int a_bytes = 2 * RANKS * tile_inner * 2, stage_bytes = x_bytes + w_bytes + a_bytes;
-    static constexpr int h_bytes = (3 * RANKS + 2 + 63) / 64 * x_bytes; /* its columns, 64 at a time */
+    static constexpr int a_bytes = parts * RANKS * tile_inner * 2, stage_bytes = x_bytes + w_bytes + a_bytes;
+    static constexpr int h_bytes = ((1 + parts) * RANKS + 2 + 63) / 64 * x_bytes; /* 64 columns at a time */
     static constexpr int shared_bytes = stages * (stage_bytes + 16) + h_bytes + 16 + 1024; /* alignment */
     static constexpr bool outer_w = OUTER_W;         /* w's rows run along the columns of y */
     static constexpr int w_step = OUTER_W ? 128 : 2; /* of a descriptor, for 16 inner indices */
+    static constexpr bool outer_a = OUTER_W && !SPLIT; /* a's rows run along its ranks, in boxes of eight */
 };
 
 constexpr int most_layers = TPI_LAYERS_AT_ONCE; /* that are one product */
@@ -42,7 +46,6 @@ struct lora_job {
     bf16 *gated;          /* silu(y[0]) · y[1]; NULL: not wanted */
     void *h[most_layers]; /* [m, own_rank] of each layer, f32 if h_wide, else bf16; NULL: not wanted */
     float *partial;       /* of h: [makers of a pair, rows, RANKS] */
-    unsigned *ready;      /* of a block of rows: warpgroups that have published theirs */
     int m, n;
     int rank, layer_rank; /* of all layers and of one, a multiple of 8: zeros are added */
     int own_rank;         /* of one, without them */
@@ -51,7 +54,7 @@ struct lora_job {
     int end[most_layers]; /* of each summed layer's steps */
     int steps;            /* of the inner dimension, 64 each */
     int makers;           /* of a pair */
-    int h_columns;        /* 3 · rank, and 2 if there is a bias */
+    int h_columns;        /* of h₁ h₂ h₁, or h₁ h₂, and 2 if there is a bias */
     bool h_wide;
     float scale;
 };

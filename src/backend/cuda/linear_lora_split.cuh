@@ -1,4 +1,4 @@
-/* The small kernel before LINEAR_LORA's product: a and b in high and low bf16, and no part of h published. */
+/* The small kernel before LINEAR_LORA's product: a and b in high and low bf16. */
 #ifndef TAPER_BACKEND_CUDA_LINEAR_LORA_SPLIT_CUH
 #define TAPER_BACKEND_CUDA_LINEAR_LORA_SPLIT_CUH
 
@@ -22,10 +22,9 @@ struct split_layer {
 
 struct split_job {
     split_layer of[most_layers];
-    unsigned *ready;
     int64_t a_leading;  /* of to_a [RANKS high ranks, RANKS low ranks; all k] */
     int64_t to_r, to_n; /* strides of to_b */
-    int n, rank, ranks, blocks;
+    int n, rank, ranks;
     bool wide_bias; /* f32, else bf16 */
     bool steady;    /* no step before this one in the plan writes what is read */
 };
@@ -78,7 +77,6 @@ template <typename A> __global__ void split_kernel(const __grid_constant__ split
     if (!p.steady) wait_for_previous();
     const bool mine = i < a_items ? a_item<A>(p, l, i, &item) : b_item<A>(p, l, i - a_items, &item);
     if (p.steady) wait_for_previous();
-    if (blockIdx.y == 0 && i < p.blocks) p.ready[i] = 0;
     if (!mine) return;
     const bf16 high = __float2bfloat16_rn(item.value);
     *item.high = high;

@@ -22,16 +22,28 @@ encode_fn encoder() {
     return found == cudaDriverEntryPointSuccess ? (encode_fn)function : nullptr;
 }
 
-/* A map of [rows, columns] whose boxes are [box_rows, map_columns]; what they reach beyond it reads as zeros.
+/* A map of [rows, columns] whose boxes are [box_rows, box_columns]; what they reach beyond it reads as zeros.
  */
-bool encode(encode_fn function, CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
-            int64_t leading, int box_rows) {
+bool encode_boxes(encode_fn function, CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
+                  int64_t leading, int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
     const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows};
     const cuuint64_t strides[1] = {(cuuint64_t)leading * sizeof(__nv_bfloat16)};
-    const cuuint32_t box[2] = {map_columns, (cuuint32_t)box_rows}, steps[2] = {1, 1};
+    const cuuint32_t box[2] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, steps[2] = {1, 1};
     return function(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides, box, steps,
-                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+bool encode(encode_fn function, CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
+            int64_t leading, int box_rows) {
+    return encode_boxes(function, map, data, rows, columns, leading, box_rows, map_columns,
+                        CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+/* Boxes of eight columns, whose rows follow each other without permutation. */
+bool encode_narrow(encode_fn function, CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
+                   int64_t leading, int box_rows) {
+    return encode_boxes(function, map, data, rows, columns, leading, box_rows, 8, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 tp_status no_maps(const tpi_launch *launch, const char *operation) {
