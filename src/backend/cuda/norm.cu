@@ -51,15 +51,8 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_rows(const norm_args args) {
             if (sum) sum[i] = s;
         });
     }
-    float mean = 0.0f, squares = 0.0f;
-    if (!ADD && args.centred) {
-        each_pack<PACKS>(packs, [&](int p, int i) {
-            const values v = value(p, i);
-#pragma unroll
-            for (int j = 0; j < VEC; j++) mean += to_f32(v.at[j]);
-        });
-        mean = row_reduce<add_of>(mean, cells) / (float)args.n;
-    }
+    float squares = 0.0f;
+    const float mean = !ADD && args.centred ? row_mean<PACKS>(packs, args.n, cells, value) : 0.0f;
     each_pack<PACKS>(packs, [&](int p, int i) {
         const values v = value(p, i);
 #pragma unroll

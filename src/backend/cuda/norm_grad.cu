@@ -30,27 +30,18 @@ struct grad_args {
     bool centred; /* layer_norm */
 };
 
-template <typename T, int VEC, int PACKS>
-__global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
-    using values = pack<T, VEC>;
-    __shared__ float cells[32];
-    const int64_t row = row_of_thread(), first = row * args.n;
-    const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
-    const T *from = static_cast<const T *>(args.x) + first, *slope = static_cast<const T *>(args.dy) + first;
-    take_turn_at<PACKS>(packs, from, slope);
-    row_packs<T, VEC, PACKS> x(from, packs), dy(slope, packs);
-    const row_packs<T, VEC, PACKS> added(static_cast<const T *>(args.added) + first, args.added ? packs : 0);
+/* Of a row: x's mean and r, mean(g·x̂)·r and mean(g). */
+struct grad_means {
+    float mean, r, along, across;
+};
+
+template <int PACKS, typename T, int VEC>
+__device__ __forceinline__ grad_means means_of(const grad_args &args, const row_packs<T, VEC, PACKS> &x,
+                                               const row_packs<T, VEC, PACKS> &dy, int packs, float *cells) {
     float mean = 0.0f, squares = 0.0f, g_sum = 0.0f, gx_sum = 0.0f;
-    if (args.centred) {
-        each_pack<PACKS>(packs, [&](int p, int i) {
-            const values v = x.get(p, i);
-#pragma unroll
-            for (int j = 0; j < VEC; j++) mean += to_f32(v.at[j]);
-        });
-        mean = row_reduce<add_of>(mean, cells) / (float)args.n;
-    }
+    if (args.centred) mean = row_mean<PACKS>(packs, args.n, cells, [&](int p, int i) { return x.get(p, i); });
     each_pack<PACKS>(packs, [&](int p, int i) {
-        const values v = x.get(p, i), dv = dy.get(p, i);
+        const pack<T, VEC> v = x.get(p, i), dv = dy.get(p, i);
         float weight[VEC];
         read(args.weight, i * VEC, 1.0f, weight);
 #pragma unroll
@@ -63,7 +54,20 @@ __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
     });
     const float n = (float)args.n, r = rsqrtf(row_reduce<add_of>(squares, cells) / n + args.eps);
     const float along = row_reduce<add_of>(gx_sum, cells) / n * r * r;
-    const float across = args.centred ? row_reduce<add_of>(g_sum, cells) / n : 0.0f;
+    return {mean, r, along, args.centred ? row_reduce<add_of>(g_sum, cells) / n : 0.0f};
+}
+
+template <typename T, int VEC, int PACKS>
+__global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
+    using values = pack<T, VEC>;
+    __shared__ float cells[32];
+    const int64_t row = row_of_thread(), first = row * args.n;
+    const int packs = row < args.rows ? (int)(args.n / VEC) : 0;
+    const T *from = static_cast<const T *>(args.x) + first, *slope = static_cast<const T *>(args.dy) + first;
+    take_turn_at<PACKS>(packs, from, slope);
+    row_packs<T, VEC, PACKS> x(from, packs), dy(slope, packs);
+    const row_packs<T, VEC, PACKS> added(static_cast<const T *>(args.added) + first, args.added ? packs : 0);
+    const grad_means of = means_of<PACKS>(args, x, dy, packs, cells);
     x.forget_floats(), dy.forget_floats();
     values *dx = reinterpret_cast<values *>(static_cast<T *>(args.dx) + first);
     values *y = reinterpret_cast<values *>(static_cast<T *>(args.y) + first);
@@ -75,14 +79,14 @@ __global__ void __launch_bounds__(ROW_THREADS) grad_rows(const grad_args args) {
         if (args.added) more = added.get(p, i);
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
-            const float g = to_f32(dv.at[j]) * weight[j], centred = to_f32(v.at[j]) - mean;
-            out.at[j] = from_f32<T>((g - across - centred * along) * r + to_f32(more.at[j]));
-            again.at[j] = from_f32<T>(centred * r * weight[j]);
+            const float g = to_f32(dv.at[j]) * weight[j], centred = to_f32(v.at[j]) - of.mean;
+            out.at[j] = from_f32<T>((g - of.across - centred * of.along) * of.r + to_f32(more.at[j]));
+            again.at[j] = from_f32<T>(centred * of.r * weight[j]);
         }
         dx[i] = out;
         if (args.y) y[i] = again;
     });
-    if (args.moments && threadIdx.x == 0 && row < args.rows) args.moments[row] = make_float2(mean, r);
+    if (args.moments && threadIdx.x == 0 && row < args.rows) args.moments[row] = make_float2(of.mean, of.r);
 }
 
 /* ---- the gradients by weight and bias ---- */

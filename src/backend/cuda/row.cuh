@@ -97,6 +97,18 @@ template <int PACKS, typename F> __device__ __forceinline__ void each_pack(int p
     }
 }
 
+/* Mean of the row's n numbers, whose packs `value` gives. All threads of the block call it. */
+template <int PACKS, typename F>
+__device__ __forceinline__ float row_mean(int packs, int64_t n, float *cells, F value) {
+    float sum = 0.0f;
+    each_pack<PACKS>(packs, [&](int p, int i) {
+        const auto v = value(p, i);
+#pragma unroll
+        for (const auto &x : v.at) sum += to_f32(x);
+    });
+    return row_reduce<add_of>(sum, cells) / (float)n;
+}
+
 /* A row in registers, or in memory where PACKS is 0. Registers hold words: 16-bit elements would take one
  * each. */
 template <typename T, int VEC, int PACKS> struct row_packs {
