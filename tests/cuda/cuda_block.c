@@ -32,7 +32,13 @@ typedef struct block {
     tp_lazy *wanted[WANTED];
 } block;
 
-static void make(block *m, tp_device *device, int64_t rank) {
+/* Of all the block's adapters. */
+typedef struct adapters {
+    int64_t rank;
+    tp_dtype dtype;
+} adapters;
+
+static void make(block *m, tp_device *device, adapters of) {
     m->x = uniform(device, 2, SHAPE(ROWS, WIDE), 1, 1, TP_BF16);
     m->norm = uniform(device, 2, SHAPE(1, WIDE), 1, 2, TP_BF16);
     m->mix = uniform(device, 2, SHAPE(NARROW, WIDE), 0.2, 3, TP_BF16);
@@ -40,8 +46,8 @@ static void make(block *m, tp_device *device, int64_t rank) {
         const layer *l = &layers[i];
         const uint64_t seed = 10 + 4 * (uint64_t)i;
         m->w[i] = uniform(device, 2, SHAPE(l->out, l->in), 0.1, seed, TP_BF16);
-        m->a[i] = uniform(device, 2, SHAPE(rank, l->in), 0.1, seed + 1, TP_F32);
-        m->b[i] = uniform(device, 2, SHAPE(l->out, rank), 0.3, seed + 2, TP_F32);
+        m->a[i] = uniform(device, 2, SHAPE(of.rank, l->in), 0.1, seed + 1, of.dtype);
+        m->b[i] = uniform(device, 2, SHAPE(l->out, of.rank), 0.3, seed + 2, of.dtype);
         m->bias[i] = l->biased ? uniform(device, 2, SHAPE(1, l->out), 0.5, seed + 3, TP_BF16) : NULL;
     }
 }
@@ -90,29 +96,30 @@ static void evaluate(block *m, tp_tensor **out) {
 
 /* ---- comparing ---- */
 
-static double expect_near(const tp_tensor *got, const tp_tensor *wanted, double most, int64_t rank, int run,
+static double expect_near(const tp_tensor *got, const tp_tensor *wanted, double most, adapters of, int run,
                           const char *what, int i) {
     const double apart = distance(got, wanted);
     checks++;
     if (apart < most) return apart;
     faults++;
-    printf("FAIL rank %d, run %d: %s %d is %.3g of its largest value apart\n", (int)rank, run, what, i,
-           apart);
+    printf("FAIL rank %d, %s, run %d: %s %d is %.3g of its largest value apart\n", (int)of.rank,
+           tp_dtype_name(of.dtype), run, what, i, apart);
     return apart;
 }
 
-static void compare_rank(tp_device *cpu, tp_device *gpu, int64_t rank) {
+static void compare_gradients(tp_device *cpu, tp_device *gpu, adapters of) {
     block here, there;
     tp_tensor *wanted[WANTED], *got[WANTED];
-    make(&here, cpu, rank), make(&there, gpu, rank);
+    make(&here, cpu, of), make(&there, gpu, of);
     evaluate(&here, wanted);
     for (int run = 0; run < RUNS; run++) {
         double worst = 0;
         evaluate(&there, got);
         for (int i = 0; i < WANTED; i++) {
-            worst = fmax(worst, expect_near(got[i], wanted[i], 0.03, rank, run, "gradient", i));
+            worst = fmax(worst, expect_near(got[i], wanted[i], 0.03, of, run, "gradient", i));
         }
-        if (run == RUNS - 1) printf("rank %d: gradients within %.2g\n", (int)rank, worst);
+        if (run == RUNS - 1)
+            printf("rank %d, %s: gradients within %.2g\n", (int)of.rank, tp_dtype_name(of.dtype), worst);
         for (int i = 0; i < WANTED; i++) tp_tensor_release(got[i]);
     }
     for (int i = 0; i < WANTED; i++) tp_tensor_release(wanted[i]);
@@ -136,15 +143,15 @@ static void evaluate_parts(block *m, tp_tensor **out) {
     tp_graph_reset(g);
 }
 
-static void compare_parts(tp_device *cpu, tp_device *gpu, int64_t rank) {
+static void compare_parts(tp_device *cpu, tp_device *gpu, adapters of) {
     block here, there;
     tp_tensor *wanted[PARTS], *got[PARTS];
-    make(&here, cpu, rank), make(&there, gpu, rank);
+    make(&here, cpu, of), make(&there, gpu, of);
     evaluate_parts(&here, wanted);
     for (int run = 0; run < RUNS; run++) {
         evaluate_parts(&there, got);
         for (int i = 0; i < PARTS; i++) {
-            expect_near(got[i], wanted[i], 0.01, rank, run, "part", i);
+            expect_near(got[i], wanted[i], 0.01, of, run, "part", i);
             tp_tensor_release(got[i]);
         }
     }
@@ -155,11 +162,12 @@ static void compare_parts(tp_device *cpu, tp_device *gpu, int64_t rank) {
 static int64_t most_ranks = INT64_MAX;
 
 static void compare(tp_device *cpu, tp_device *gpu) {
-    static const int64_t ranks[] = {8, 3, 12, 20, 40, 72, 131, 256};
-    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
-        if (ranks[i] > most_ranks) continue;
-        compare_rank(cpu, gpu, ranks[i]);
-        compare_parts(cpu, gpu, ranks[i]);
+    static const adapters all[] = {{8, TP_F32},   {3, TP_F32},  {12, TP_F32}, {20, TP_F32},  {8, TP_BF16},
+                                   {16, TP_BF16}, {40, TP_F32}, {72, TP_F32}, {131, TP_F32}, {256, TP_F32}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (all[i].rank > most_ranks) continue;
+        compare_gradients(cpu, gpu, all[i]);
+        compare_parts(cpu, gpu, all[i]);
     }
 }
 
