@@ -89,7 +89,7 @@ __device__ __forceinline__ void sum_parts(const lora_job &p, uint32_t h, int blo
     }
 }
 
-/* The columns behind these: the bias's two ones, and zeros to the end of the step; always the same. */
+/* The columns behind h's parts: the bias's two ones, and zeros to the end of the step; always the same. */
 template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int mine) {
     const int begin = (1 + L::parts) * p.rank / 8, end = low_rank_steps(p) * tile_inner / 8;
     for (int i = mine + begin * tile_rows; i < end * tile_rows; i += preparers) {
