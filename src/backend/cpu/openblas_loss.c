@@ -26,19 +26,23 @@ static tpi_operand slice_of(const tpi_step *step, int64_t columns) {
     return w;
 }
 
+/* Bytes of a block's rows of h, and of their sums. */
+static size_t features_bytes(const tpi_step *step) {
+    return tpi_align_up((size_t)(LOSS_ROWS * tpi_in_operand(step, 1)->shape[0]) * sizeof(float));
+}
+
 size_t tpi_blas_loss_scratch(const tpi_step *step, int threads) {
     (void)threads;
     const tpi_operand *w = tpi_in_operand(step, 1);
     tpi_operand slice = slice_of(step, w->shape[1]), tail = slice_of(step, w->shape[1] % LOSS_SLICE);
-    size_t features = tpi_align_up((size_t)(LOSS_ROWS * w->shape[0]) * sizeof(float));
     size_t packed = tpi_blas_packed_bytes(&slice), packed_tail = tpi_blas_packed_bytes(&tail);
-    return 2 * features + LOSS_ROWS * LOSS_SLICE * sizeof(float) +
+    return 2 * features_bytes(step) + LOSS_ROWS * LOSS_SLICE * sizeof(float) +
            (packed > packed_tail ? packed : packed_tail);
 }
 
 static void begin_loss(loss_job *job, const tpi_launch *launch) {
     int64_t d = tpi_in_operand(launch->step, 1)->shape[0];
-    size_t features = tpi_align_up((size_t)(LOSS_ROWS * d) * sizeof(float));
+    const size_t features = features_bytes(launch->step);
     char *at = tpi_scratch(launch);
     job->launch = launch;
     job->h = job->sums = (tpi_blas_matrix){(float *)(void *)at, 0, d, d > 0 ? d : 1, false};

@@ -98,6 +98,13 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, in
                  : "memory");
 }
 
+/* Four words to shared memory, at a multiple of 16 bytes. */
+__device__ __forceinline__ void store_shared(uint32_t to, const uint32_t (&words)[4]) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]),
+                 "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
 /* ---- a ring of stages in shared memory ---- */
 
 /* A place in it, and the parity of its present use; `barriers` are two of each stage. */

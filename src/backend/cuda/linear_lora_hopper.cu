@@ -137,7 +137,7 @@ template <class L> lora_job job_of(const tpi_lora_layers &all, const pieces &at,
     if (is_wide(all)) return job;
     job.partial = (float *)(scratch + at.h);
     job.rank = L::parts == 1 ? L::ranks : rank_of(all), job.layer_rank = job.rank / all.count;
-    job.h_columns = L::parts == 1 ? 2 * job.rank : h_columns_of(all);
+    job.h_columns = L::parts == 1 ? L::h_parts * job.rank : h_columns_of(all);
     job.makers = makers_of(job, clusters);
     set_low_rank(&job, all);
     return job;
@@ -216,10 +216,9 @@ template <class L, class Ending> tp_status run(const tpi_lora_layers &all, const
     const lora_job job = job_of<L>(all, at, clusters);
     tile_maps maps = {};
     const encode_fn f = encoder();
-    if (!f || !map_layers<L>(f, &maps, all)) return no_maps(launch, "linear_lora");
-    if (L::parts == 1) {
-        if (!map_adapter<L>(f, &maps, all)) return no_maps(launch, "linear_lora");
-    } else {
+    if (!f || !map_layers<L>(f, &maps, all) || (L::parts == 1 && !map_adapter<L>(f, &maps, all)))
+        return no_maps(launch, "linear_lora");
+    if (L::parts == 2) {
         const split_job split = split_of<L>(all, at, job);
         if (!map_split<L>(f, &maps, all, at, split)) return no_maps(launch, "linear_lora");
         TPI_TRY(start_split(all, split));

@@ -20,13 +20,14 @@ constexpr int most_makers = 64; /* in all; there may be one for each pair */
 template <int COLUMNS, int RANKS, bool OUTER_W, bool SPLIT = true> struct layout {
     static constexpr int columns = COLUMNS, ranks = RANKS;
     static constexpr int parts = SPLIT ? 2 : 1; /* of a and b */
+    static constexpr int h_parts = parts + 1;   /* of h: h₁ h₂ h₁, or h₁ h₂ */
     static constexpr int stages = (COLUMNS > 128 ? 4 : 5) - (RANKS > 16 ? 1 : 0); /* that there is room for */
     static constexpr int half_boxes = OUTER_W ? (COLUMNS + 127) / 128 : 1; /* that make up half of w's tile */
     static constexpr int half_columns = OUTER_W ? 64 * half_boxes : COLUMNS / 2;
     static constexpr int h_sums = parts * RANKS / 2; /* of a thread */
     static constexpr int x_bytes = tile_rows * tile_inner * 2, w_bytes = 2 * half_columns * tile_inner * 2;
     static constexpr int a_bytes = parts * RANKS * tile_inner * 2, stage_bytes = x_bytes + w_bytes + a_bytes;
-    static constexpr int h_bytes = ((1 + parts) * RANKS + 2 + 63) / 64 * x_bytes; /* 64 columns at a time */
+    static constexpr int h_bytes = (h_parts * RANKS + 2 + 63) / 64 * x_bytes; /* 64 columns at a time */
     static constexpr int shared_bytes = stages * (stage_bytes + 16) + h_bytes + 16 + 1024; /* alignment */
     static constexpr bool outer_w = OUTER_W;         /* w's rows run along the columns of y */
     static constexpr int w_step = OUTER_W ? 128 : 2; /* of a descriptor, for 16 inner indices */

@@ -14,10 +14,7 @@ constexpr int preparers = group - 32;
 
 /* Eight columns of a row of h; a row's places of 16 bytes are permuted by its number. */
 __device__ __forceinline__ void put_eight(uint32_t h, int row, int eight, const uint32_t (&words)[4]) {
-    const uint32_t at = h + eight / 8 * (tile_rows * 128) + row * 128 + ((eight ^ row) & 7) * 16;
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(words[0]), "r"(words[1]),
-                 "r"(words[2]), "r"(words[3])
-                 : "memory");
+    store_shared(h + eight / 8 * (tile_rows * 128) + row * 128 + ((eight ^ row) & 7) * 16, words);
 }
 
 /* Eight ranks of a row of h for who wants them. */
@@ -91,9 +88,9 @@ __device__ __forceinline__ void sum_parts(const lora_job &p, uint32_t h, int blo
 
 /* The columns behind h's parts: the bias's two ones, and zeros to the end of the step; always the same. */
 template <class L> __device__ void put_rest(const lora_job &p, uint32_t h, int mine) {
-    const int begin = (1 + L::parts) * p.rank / 8, end = low_rank_steps(p) * tile_inner / 8;
+    const int begin = L::h_parts * p.rank / 8, end = low_rank_steps(p) * tile_inner / 8;
     for (int i = mine + begin * tile_rows; i < end * tile_rows; i += preparers) {
-        const bool one = i / tile_rows == begin && p.h_columns > (1 + L::parts) * p.rank;
+        const bool one = i / tile_rows == begin && p.h_columns > L::h_parts * p.rank;
         const uint32_t words[4] = {one ? 0x3f803f80u : 0u, 0, 0, 0};
         put_eight(h, i % tile_rows, i / tile_rows, words);
     }

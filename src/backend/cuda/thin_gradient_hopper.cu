@@ -80,19 +80,13 @@ __device__ __forceinline__ pack<G, 8> load_ranks(const gradient_args &p, int64_t
     return ranks;
 }
 
-__device__ __forceinline__ void put(uint32_t to, const uint32_t (&words)[4]) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]),
-                 "r"(words[2]), "r"(words[3])
-                 : "memory");
-}
-
 /* Eight ranks of a row: g's tile is blocks of [step_rows, 8]. Low ranks come `low` bytes behind high ones. */
 template <typename G> __device__ __forceinline__ void put_ranks(uint32_t to, const pack<G, 8> &x, int low) {
     uint32_t first[4], second[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) split_pair(to_f32(x.at[2 * i]), to_f32(x.at[2 * i + 1]), first[i], second[i]);
-    put(to, first);
-    if (sizeof(G) > 2) put(to + low, second);
+    store_shared(to, first);
+    if (sizeof(G) > 2) store_shared(to + low, second);
 }
 
 /* A thread has a row of each step. Memory is far: loads of several steps are under way at once. */
