@@ -216,8 +216,8 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, unsigne
     if (!KEYS) {
         const int t = mine + ((threadIdx.x & 31) >> 2);
         const query_cell *from = p.cells + ((int64_t)w.b * p.heads + w.h) * p.padded;
-        a.cell[0] = t < p.padded ? from[t] : query_cell{INFINITY, 0.0f};
-        a.cell[1] = t + 8 < p.padded ? from[t + 8] : query_cell{INFINITY, 0.0f};
+        a.cell[0] = t < p.padded ? __ldcg(from + t) : query_cell{INFINITY, 0.0f};
+        a.cell[1] = t + 8 < p.padded ? __ldcg(from + t + 8) : query_cell{INFINITY, 0.0f};
     }
     int stage = 0, h = w.h, c = w.c;
     for (int i = 0; i < w.tiles; i++, stage ^= 1) {
@@ -249,13 +249,19 @@ static __device__ __forceinline__ void run_pass(const attention_grad &p, unsigne
 
 #endif
 
+/* The pass for dq reads nothing that the one for dk and dv writes. So it takes the place that the last blocks
+ * of that one leave: it starts when all of these have had their turn, reads past the first-level cache, and
+ * waits only at its end, for those who come next. */
 template <typename T, int D, bool KEYS>
 static __global__ void __launch_bounds__(group_shape<D>::THREADS, group_shape<D>::BLOCKS)
     attention_grad_groups(const __grid_constant__ attention_grad p) {
 #if TPI_WGMMA
     extern __shared__ __align__(1024) unsigned char shared[];
-    take_turn();
+    const bool beside = !KEYS && (p.dk.data || p.dv.data);
+    if (!beside) wait_for_previous();
+    let_next_start();
     run_pass<T, D, KEYS>(p, shared);
+    if (beside) wait_for_previous();
 #endif
 }
 

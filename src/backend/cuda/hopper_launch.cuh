@@ -48,6 +48,13 @@ tp_status start_tiles(const tpi_launch *launch, int room, const tile_maps &maps,
                           launch);
 }
 
+/* What tiles of so many columns of [m, n] take together: their turns, each of which costs its columns and, to
+ * begin and to end it, as much as 32 more. */
+int64_t cost_of_tiles(const tpi_cuda *cuda, int64_t m, int64_t n, int columns) {
+    const int64_t tiles = tpi_div_up(m, pair_rows) * tpi_div_up(n, columns);
+    return tpi_div_up(tiles, cuda->processors / 2) * (columns + 32);
+}
+
 /* A product without ranks, of k inner indices, for m rows and so many columns, of twins each. */
 template <class L> lora_job plain_job(int64_t m, int64_t columns, int64_t k, bool twins) {
     lora_job job = {};

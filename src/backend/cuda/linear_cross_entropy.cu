@@ -275,7 +275,8 @@ tp_status forward_slice(const work &job) {
                                   reinterpret_cast<float2 *>(job.at(job.plan.parts)),
                                   args.slope ? job.at(job.plan.logits) : nullptr};
     TPI_TRY(job.straight ? take_straight(job.launch, slice, args) : take_by_logits(job, args));
-    return args.slope ? add_slope(job, args.slope) : TP_OK;
+    if (!args.slope) return TP_OK;
+    return job.straight ? add_straight(job.launch, slice, args) : add_slope(job, args.slope);
 }
 
 void finish_block(const work &job) {

@@ -31,7 +31,7 @@ template <typename E> __device__ __forceinline__ float renewed(float reference, 
     return top > reference + reach<E>::lead ? top - reach<E>::back : reference;
 }
 
-/* ---- exponentials straight out of the product (linear_cross_entropy_hopper.cu) ---- */
+/* ---- exponentials straight out of the product, and what becomes of them (linear_cross_entropy_hopper.cu) ---- */
 
 /* A slice: h [rows, features] and w's rows for its columns, [columns, features], both bf16. */
 struct straight_slice {
@@ -49,5 +49,8 @@ bool straight_fits(const tpi_cuda *cuda, const straight_slice &slice, int64_t fe
 /* Exponentials, labels' logits and sums against the references of the slices before; a row whose logits have
  * left its reference behind is made again, with a new one. */
 tp_status take_straight(const tpi_launch *launch, const straight_slice &slice, const slice_args &args);
+
+/* slope += exponentials · wᵀ */
+tp_status add_straight(const tpi_launch *launch, const straight_slice &slice, const slice_args &args);
 
 #endif

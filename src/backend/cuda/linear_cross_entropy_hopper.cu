@@ -1,9 +1,12 @@
-/* Exponentials of a cross entropy straight out of the product, on Hopper.
+/* Exponentials of a cross entropy straight out of the product, on Hopper, and the gradient by h that they give.
  *
  * The tiles of LINEAR_LORA's product, without ranks, end in exp(logit - reference), with the references that
  * earlier slices gave. bf16 has the range of f32, so a reference serves until a logit is far beyond it: then
  * the exponentials of that row would overflow, and the kernel behind the product makes the row again, by
- * ordinary products. That is rare; what matters is that it is right. */
+ * ordinary products. That is rare; what matters is that it is right.
+ *
+ * The second product's tiles are of as many columns as leave the fewest processors idle in its last turn, and
+ * end in sums in memory: each element is added to once a launch, so the order is fixed. */
 #include "backend/cuda/hopper_launch.cuh"
 #include "backend/cuda/linear_cross_entropy.cuh"
 
@@ -17,12 +20,19 @@ using L = layout<STRAIGHT_TILE, 16, false>;
 
 #if TPI_WGMMA
 
-/* A thread's numbers of one row: those of columns 8j + 2t and the next, t being its place among four. */
+/* A thread's numbers of one row, two at a time: those of columns 8j + 2t and the next, t being its place among
+ * four. */
+template <int N, typename F> __device__ __forceinline__ void each_pair_of_row(int half, F body) {
+#pragma unroll
+    for (int j = 0; j < N / 4; j++) body(4 * j + 2 * half, 8 * j + (int)threadIdx.x % 4 * 2);
+}
 template <int N, typename F> __device__ __forceinline__ void each_of_row(int half, F body) {
-#pragma unroll
-    for (int j = 0; j < N / 4; j++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) body(4 * j + 2 * half + i, 8 * j + (int)threadIdx.x % 4 * 2 + i);
+    each_pair_of_row<N>(half, [&](int i, int c) { body(i, c), body(i + 1, c + 1); });
+}
+
+/* Nobody waits for the sums. */
+__device__ __forceinline__ void add_pair(float *to, float first, float second) {
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(first), "f"(second) : "memory");
 }
 
 /* Over the row's columns under `end`, of all four threads that share it. */
@@ -74,7 +84,30 @@ struct take_tiles {
 #endif
     }
 };
-static_assert(!take_tiles::reads, "its tiles come out of registers alone"); /* asked on Hopper, and here */
+/* ---- how a tile of exponentials · wᵀ ends ---- */
+
+struct add_tiles {
+    static constexpr bool reads = false;
+    float *slope; /* [m, n] */
+
+    template <int N>
+    __device__ __forceinline__ void operator()(const lora_job &p, const float (&sum)[N], int row0,
+                                               int tile) const {
+#if TPI_WGMMA
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = row0 + row_in_tile(half);
+            each_pair_of_row<N>(half, [&](int i, int c) {
+                const int column = tile * 2 * N + c;
+                if (row < p.m && column < p.n) add_pair(slope + (int64_t)row * p.n + column, sum[i], sum[i + 1]);
+            });
+        }
+#endif
+    }
+};
+
+/* Asked on Hopper, and here. */
+static_assert(!take_tiles::reads && !add_tiles::reads, "these tiles come out of registers alone");
 
 /* ---- what tiles have left, row by row ---- */
 
@@ -137,6 +170,21 @@ __global__ void __launch_bounds__(settlers * 32)
         if (left_behind[i]) make_again(args, slice, first + i, reference[i], cells);
 }
 
+/* ---- host ---- */
+
+template <class S>
+tp_status add_by(const tpi_launch *launch, const straight_slice &slice, const slice_args &args) {
+    const encode_fn f = encoder();
+    const lora_job job = plain_job<S>(slice.rows, args.features, args.columns, false);
+    tile_maps maps = {};
+    if (!f || !encode(f, &maps.x[0], slice.out, slice.rows, args.columns, args.pitch, tile_rows) ||
+        !encode(f, &maps.w[0], slice.w, args.columns, args.features, slice.w_leading, tile_inner))
+        return no_maps(launch, "linear_cross_entropy");
+    int room = 0;
+    TPI_TRY((find_room<S, add_tiles>(launch, &room)));
+    return start_tiles<S>(launch, room, maps, job, add_tiles{args.slope});
+}
+
 } // namespace
 
 bool straight_fits(const tpi_cuda *cuda, const straight_slice &slice, int64_t features) {
@@ -160,4 +208,12 @@ tp_status take_straight(const tpi_launch *launch, const straight_slice &slice, c
     start_early(tpi_cuda_of(launch), settle_rows, (unsigned)tpi_div_up(slice.rows, settlers), settlers * 32,
                 args, slice, job.columns);
     return tpi_cuda_launched(launch);
+}
+
+tp_status add_straight(const tpi_launch *launch, const straight_slice &slice, const slice_args &args) {
+    const tpi_cuda *cuda = tpi_cuda_of(launch);
+    const int64_t wide = cost_of_tiles(cuda, slice.rows, args.features, 256),
+                  middle = cost_of_tiles(cuda, slice.rows, args.features, 224);
+    return middle < wide ? add_by<layout<224, 16, true>>(launch, slice, args)
+                         : add_by<layout<256, 16, true>>(launch, slice, args);
 }

@@ -244,12 +244,9 @@ template <class L> tp_status run_gated(const tpi_lora_layers &all) {
     return run<L>(all, ending);
 }
 
-/* What tiles of so many columns take together: their turns, each of which costs its columns and, to begin and
- * to end it, as much as 32 more. */
 int64_t cost(const tpi_lora_layers &all, int columns) {
     const tpi_layer &l = all.layer[0];
-    const int64_t tiles = tpi_div_up(l.m, pair_rows) * tpi_div_up(all.twins ? 2 * l.n : l.n, columns);
-    return tpi_div_up(tiles, tpi_cuda_of(&all.launch[0])->processors / 2) * (columns + 32);
+    return cost_of_tiles(tpi_cuda_of(&all.launch[0]), l.m, all.twins ? 2 * l.n : l.n, columns);
 }
 
 /* Ranks that a layout makes room for: all, or none of them. */

@@ -230,12 +230,13 @@ template <typename G> void start(const tpi_cuda *cuda, const gradients &all) {
     start<G, most>(cuda, all);
 }
 
-/* As many shares as give each processor its two blocks. So a gradient's last bits depend on what it is
- * launched with, which is the same in every run of a plan. */
+/* As many shares as leave all blocks resident, two on a processor: then each has copies under way until the
+ * end. So a gradient's last bits depend on what it is launched with, which is the same in every run of a plan.
+ */
 void share_out(gradients *all, int processors) {
     const int clusters = all->of[all->count - 1].end;
     all->shares = 1;
-    while (all->shares < most_shares && clusters * all->shares < 2 * processors) all->shares *= 2;
+    while (all->shares < most_shares && clusters * all->shares <= processors) all->shares *= 2;
     for (int k = 0; k < all->count; k++) {
         gradient_args *args = &all->of[k].args;
         args->share_rows = tpi_div_up(tpi_div_up(args->rows, all->shares), step_rows) * step_rows;
