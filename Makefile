@@ -11,7 +11,7 @@ SKIP ?= source
 export PEERS
 CTEST = ctest --output-on-failure -j$(CTEST_JOBS) --test-dir
 
-.PHONY: help build test cuda test-cuda demo bench bench-growth bench-peers test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
+.PHONY: help build test cuda test-cuda demo bench bench-growth bench-gpu bench-peers test-sanitize test-thread test-reference test-clang fuzz golden peft format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
@@ -48,6 +48,9 @@ bench: build ## the benchmarks, beside the peers that are installed; JSON in bui
 
 bench-growth: build ## how speed grows with length, batch, rank, layers, graph, processes; plots in build/bench (GROWTH=--with=torch)
 	python3 bench/growth.py $(GROWTH)
+
+bench-gpu: build ## operations and models on a GPU, beside PyTorch and PEFT (GPU="--only train --models 0.5b")
+	python3 bench/gpu/run.py $(GPU)
 
 bench-peers: ## install the peers that make bench measures, outside the tree (PEERS=folder)
 	tools/bench-peers.sh

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import make_model
 import report
-from contestants import PEERS, Absent, Machine, TooSlow, open_contestant
+from contestants import PEERS, Absent, Machine, TooSlow, open_contestant, peers_folder
 from works import all_works
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +40,7 @@ SETTLE = 0.02  # seconds before a sample: threads of the one before fall asleep;
 def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--build", type=Path, default=ROOT / "build", help="where taper is built")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    p.add_argument("--peers", type=Path, default=Path(os.environ.get("PEERS") or cache / "taper" / "peers"))
+    p.add_argument("--peers", type=Path, default=peers_folder())
     p.add_argument("--with", dest="names", default=",".join(PEERS), help="contestants beside taper [%(default)s]; "
                    "reference is taper with plain kernels and nothing fused")  # fmt: skip
     p.add_argument("--work", action="append", metavar="PATTERN", help="only works whose name matches, such as 'lora*'")

@@ -33,6 +33,12 @@ def pin(threads):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
+def peers_folder():
+    """Where make bench-peers installs them."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PEERS") or cache / "taper" / "peers")
+
+
 def peer_python(folder, name):
     python = Path(folder) / name / "bin" / "python"
     why = Path(folder) / f"{name}.absent"

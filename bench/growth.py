@@ -25,7 +25,7 @@ import bench
 import chart
 import report
 import works
-from contestants import Machine, open_contestant
+from contestants import Machine, open_contestant, peers_folder
 
 SIZES = dict(hidden=256, layers=4, heads=4, kv_heads=2, ffn=704, vocab=4096)
 COLOURS = {"taper": "0.15 0.42 0.70", "torch": "0.78 0.33 0.24", "mlx": "0.35 0.51 0.34", "llama": "0.55 0.40 0.66"}
@@ -211,9 +211,8 @@ def write(run, a):
 
 def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     p.add_argument("--build", type=Path, default=bench.ROOT / "build", help="where taper is built")
-    p.add_argument("--peers", type=Path, default=Path(os.environ.get("PEERS") or cache / "taper" / "peers"))
+    p.add_argument("--peers", type=Path, default=peers_folder())
     p.add_argument("--with", dest="names", default="", help="contestants beside taper, such as torch,mlx,llama")
     p.add_argument("--axis", action="append", metavar="PATTERN", help="only axes whose name matches")
     p.add_argument("--most", type=int, metavar="X", help="no point beyond X")

@@ -8,7 +8,7 @@ import json
 import subprocess
 import unittest
 
-from bench_programs import BUILD, folder_for, run_well
+from bench_programs import BUILD, folder_for, run, run_well
 
 import rows
 import tables
@@ -45,6 +45,17 @@ class SmallRunTest(unittest.TestCase):
     def test_the_pictures_are_what_they_are_called(self):
         self.assertIn("<svg", (self.out / "growth.svg").read_text()[:200])
         self.assertEqual((self.out / "growth.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+
+
+class DeviceTest(unittest.TestCase):
+    def test_a_device_that_is_not_there_ends_the_run_in_one_line(self):
+        out = folder_for(type(self)) / "out"
+        words = ["gpu/run.py", "--device", "cuda:99", "--bin", BUILD / "bench", "--out", out]
+        done = run(*words)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, "^run.py: gpu_ops: TP_E.*cuda.*\n$")
+        self.assertEqual(done.stdout, "")
+        self.assertFalse(out.exists())
 
 
 class NamesTest(unittest.TestCase):

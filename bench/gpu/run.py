@@ -7,13 +7,14 @@ was measured, OUT/gpu.md the tables, OUT/growth.svg and .png the plots; parts th
 kept. `--only report` writes tables and plots again. A wrong result (an operation that differs from the CPU's,
 losses that differ from PyTorch's) or a failure of ours makes the run fail. The last measurements are skipped, and
 named as such, where --minutes are over. --small tries the programs out on the CPU, without peers. Standard library
-only.
+only; the peers live in an environment of their own (tools/bench-peers.sh), or in this interpreter's.
 """
 
 import argparse
 import datetime
 import json
 import random
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -277,8 +278,22 @@ def report(found, a):
     plots.write(found, a.bin / "bench_draw", a.out / "growth")
 
 
+def open_device(a):
+    """Ends the run with one line where the device cannot be opened."""
+    program = a.bin / "gpu_ops"
+    if not program.exists():
+        sys.exit(f"run.py: there is no {program}: make build, or --bin DIR")
+    opened = subprocess.run(
+        [program, f"device={a.device}", "-"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if opened.returncode != 0:
+        sys.exit(f"run.py: {opened.stderr.strip()}")
+
+
 def main():
     a = parse()
+    if any(part in a.only for part in PARTS):
+        open_device(a)
     a.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="taper-gpu-") as folder:
         run = Run(a, Scratch(a.work or folder), sides.Deadline(a.minutes))

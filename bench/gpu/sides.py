@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from contestants import Absent, Contestant, Process
+from contestants import Absent, Contestant, Process, peer_python, peers_folder
 from rows import HERE, processors
 
 STEPS, WARM_STEPS = 8, 3
@@ -49,13 +49,21 @@ class Restarted:
         self.server = None
 
 
+def peers_python():
+    """The interpreter that has PyTorch: of make bench-peers, or this one."""
+    try:
+        return peer_python(peers_folder(), "torch")
+    except Absent:
+        return sys.executable
+
+
 class Peers(Restarted):
     def __init__(self, deadline):
         self.deadline, self.facts = deadline, {}
 
     def open(self):
         start = time.perf_counter()
-        self.server = Server([sys.executable, HERE / "peers.py"], processors())
+        self.server = Server([peers_python(), HERE / "peers.py"], processors())
         self.facts = {**json.loads(self.server.answer()), "start_seconds": time.perf_counter() - start}
 
     def left(self):

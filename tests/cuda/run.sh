@@ -6,7 +6,6 @@
 # Where there is no GPU each says why it skips, and that is no failure.
 set -eu
 build=$1
-export LD_LIBRARY_PATH="$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 run() {
     printf '%s\n' "== $*"
