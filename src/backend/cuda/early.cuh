@@ -4,7 +4,8 @@
  * written in this plan and before it writes anything; what it does until then hides its launch. One that
  * calls let_next_start lets its successor come that early. Both are nothing where the hardware has neither.
  * What will be read may be fetched to the second cache before the turn, whoever writes it: he writes it
- * there.
+ * there. One that has nothing to do with the kernel ahead may wait at its end instead, for those behind it, where
+ * that one lets it start only after its own turn (attention_grad_wgmma.cu).
  *
  * Invariant: what is read before the turn is read there in captured plans alone. There the first kernel
  * begins when all that was queued before the plan is done, so what no step of the plan writes may be read at
