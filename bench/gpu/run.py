@@ -278,7 +278,7 @@ def report(found, a):
     plots.write(found, a.bin / "bench_draw", a.out / "growth")
 
 
-def open_device(a):
+def check_device(a):
     """Ends the run with one line where the device cannot be opened."""
     program = a.bin / "gpu_ops"
     if not program.exists():
@@ -293,7 +293,7 @@ def open_device(a):
 def main():
     a = parse()
     if any(part in a.only for part in PARTS):
-        open_device(a)
+        check_device(a)
     a.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="taper-gpu-") as folder:
         run = Run(a, Scratch(a.work or folder), sides.Deadline(a.minutes))

@@ -1,4 +1,4 @@
-/* What a launch of tiles on Hopper needs from the host: room for pairs of blocks, and their start. */
+/* What a launch of tiles on Hopper needs from the host: maps, room for pairs of blocks, and their start. */
 #ifndef TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
 #define TAPER_BACKEND_CUDA_HOPPER_LAUNCH_CUH
 
@@ -46,6 +46,23 @@ tp_status start_tiles(const tpi_launch *launch, int room, const tile_maps &maps,
     const pair_launch some(launch, tiles < room ? tiles : room, L::shared_bytes);
     return tpi_cuda_check(cudaLaunchKernelEx(&some.config, tile_kernel<L, Ending>, maps, job, ending),
                           launch);
+}
+
+/* On as many as there is room for. */
+template <class L, class Ending>
+tp_status start_tiles(const tpi_launch *launch, const tile_maps &maps, const lora_job &job,
+                      const Ending &ending) {
+    int room = 0;
+    TPI_TRY((find_room<L, Ending>(launch, &room)));
+    return start_tiles<L>(launch, room, maps, job, ending);
+}
+
+/* A map of w, or of b, for halves of tiles: [inner, n], or [n, inner]. */
+template <class L>
+bool encode_half(encode_fn function, CUtensorMap *map, const void *data, int64_t inner, int64_t n,
+                 int64_t leading) {
+    return L::outer_w ? encode(function, map, data, inner, n, leading, tile_inner)
+                      : encode(function, map, data, n, inner, leading, L::half_columns);
 }
 
 /* What tiles of so many columns of [m, n] take together: their turns, each of which costs its columns and, to

@@ -84,6 +84,7 @@ struct take_tiles {
 #endif
     }
 };
+
 /* ---- how a tile of exponentials · wᵀ ends ---- */
 
 struct add_tiles {
@@ -178,11 +179,9 @@ tp_status add_by(const tpi_launch *launch, const straight_slice &slice, const sl
     const lora_job job = plain_job<S>(slice.rows, args.features, args.columns, false);
     tile_maps maps = {};
     if (!f || !encode(f, &maps.x[0], slice.out, slice.rows, args.columns, args.pitch, tile_rows) ||
-        !encode(f, &maps.w[0], slice.w, args.columns, args.features, slice.w_leading, tile_inner))
+        !encode_half<S>(f, &maps.w[0], slice.w, args.columns, args.features, slice.w_leading))
         return no_maps(launch, "linear_cross_entropy");
-    int room = 0;
-    TPI_TRY((find_room<S, add_tiles>(launch, &room)));
-    return start_tiles<S>(launch, room, maps, job, add_tiles{args.slope});
+    return start_tiles<S>(launch, maps, job, add_tiles{args.slope});
 }
 
 } // namespace
@@ -200,11 +199,9 @@ tp_status take_straight(const tpi_launch *launch, const straight_slice &slice, c
     job.n = (int)args.pitch;
     tile_maps maps = {};
     if (!f || !encode(f, &maps.x[0], slice.h, slice.rows, features, features, tile_rows) ||
-        !encode(f, &maps.w[0], slice.w, args.columns, features, slice.w_leading, L::half_columns))
+        !encode_half<L>(f, &maps.w[0], slice.w, features, args.columns, slice.w_leading))
         return no_maps(launch, "linear_cross_entropy");
-    int room = 0;
-    TPI_TRY((find_room<L, take_tiles>(launch, &room)));
-    TPI_TRY(start_tiles<L>(launch, room, maps, job, take_tiles{args, slice.parts}));
+    TPI_TRY(start_tiles<L>(launch, maps, job, take_tiles{args, slice.parts}));
     start_early(tpi_cuda_of(launch), settle_rows, (unsigned)tpi_div_up(slice.rows, settlers), settlers * 32,
                 args, slice, job.columns);
     return tpi_cuda_launched(launch);

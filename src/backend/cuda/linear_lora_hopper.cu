@@ -59,14 +59,6 @@ pieces pieces_of(const tpi_lora_layers &all, int ranks) {
     return p;
 }
 
-/* A map of w, or of b, for halves of tiles: [inner, n], or [n, inner]. */
-template <class L>
-bool encode_half(encode_fn function, CUtensorMap *map, const void *data, int64_t inner, int64_t n,
-                 int64_t leading) {
-    return L::outer_w ? encode(function, map, data, inner, n, leading, tile_inner)
-                      : encode(function, map, data, n, inner, leading, L::half_columns);
-}
-
 /* Of a and b as they lie. */
 template <class L> bool map_adapter(encode_fn f, tile_maps *maps, const tpi_lora_layers &all) {
     const tpi_layer &l = all.layer[0];
@@ -203,9 +195,7 @@ tp_status start_wide(const tpi_lora_layers &all, const pieces &at, const split_j
     for (int i = 0; i < 2 && made; i++)
         made = encode_half<W>(f, &maps.w[i], a + i * split.ranks * split.a_leading, l.k, rank, l.k);
     if (!made) return no_maps(launch, "linear_lora");
-    int room = 0;
-    TPI_TRY((find_room<W, keep_low_rank>(launch, &room)));
-    return start_tiles<W>(launch, room, maps, job, keep);
+    return start_tiles<W>(launch, maps, job, keep);
 }
 
 template <class L, class Ending> tp_status run(const tpi_lora_layers &all, const Ending &ending) {
